@@ -1,0 +1,40 @@
+"""The exceptions a person may meet. Every one of them is a sentence that says what to do.
+
+    BouquetError            the run failed                          exit code 1
+    ├── UsageError          the command or configuration is wrong   exit code 2
+    └── AdapterError        an adapter is not what it should be     exit code 1
+
+The command line prints the message alone; anything that is not a BouquetError is a bug and keeps
+its traceback.
+"""
+
+from collections.abc import Iterable
+
+
+class BouquetError(Exception):
+    """The run cannot go on, for a reason that a person can understand and mend."""
+
+    exit_code = 1
+
+
+class UsageError(BouquetError):
+    """What was asked for cannot be done as it was asked; nothing was started."""
+
+    exit_code = 2
+
+
+class AdapterError(BouquetError):
+    """An adapter whose names, shapes, numbers or bytes are not what they should be."""
+
+
+def listing(items: Iterable[object], limit: int = 5) -> str:
+    """Join items for an error message, cut to `limit` of them.
+
+    >>> listing(["q_proj", "v_proj"])
+    'q_proj, v_proj'
+    >>> listing(range(64))
+    '0, 1, 2, 3, 4 (showing 5 of 64)'
+    """
+    shown = [str(item) for item in items]
+    head = ", ".join(shown[:limit])
+    return head if len(shown) <= limit else f"{head} (showing {limit} of {len(shown)})"

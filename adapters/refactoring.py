@@ -1,0 +1,134 @@
+"""The lossless rewriting of an adapter at its lowest rank, and the best truncation of it.
+
+A stack of clients has rank sum r, though its delta has rank at most min(sum r, m, n), and its
+columns still tell which client they came from. `refactor` mends both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adapters.adapter import Adapter, Factors
+from adapters.errors import AdapterError
+
+DoubleArray = npt.NDArray[np.float64]
+
+LOSSLESS_TAIL = 1e-7
+"""Relative error that a lossless refactor may leave behind: float32 holds no more."""
+
+
+@dataclass(frozen=True)
+class Refactored:
+    """What `refactor` returns: the adapter, its spectrum and the error that truncation made."""
+
+    adapter: Adapter
+    singular_values: Mapping[str, DoubleArray]
+    """Module -> all singular values of the delta, largest first, those cut off included."""
+    error: float
+    """||delta - delta of the adapter||_F / ||delta||_F over all modules; at most 1e-7
+    when lossless."""
+
+
+def refactor(adapter: Adapter, energy: float = 1.0, rank: int | None = None) -> Refactored:
+    """The same delta at the lowest rank, its columns sorted by singular value.
+
+    With the singular value decomposition s B A = U S V', the result is B = U sqrt(S),
+    A = sqrt(S) V', scale 1. It costs O((m + n) R^2 + R^3) for rank R and never forms the (m, n)
+    matrix. The rank falls to at most min(R, m, n).
+
+    energy: in (0, 1], the share of ||delta||_F^2 to keep in each module; 1.0 is lossless to
+        float32 (what is dropped has relative norm of at most 1e-7). Where terms nearly cancel,
+        about 1e-8 of the terms may be lost too.
+    rank: keep at most this many directions in each module.
+
+    Truncation is optimal (Eckart-Young): no adapter of the kept rank is nearer in Frobenius norm.
+
+    >>> x = Adapter({"q": Factors(np.ones((5, 4), np.float32), np.ones((3, 5), np.float32), 1.0)})
+    >>> refactor(x).adapter.rank        # five equal directions are one
+    1
+    """
+    if not 0.0 < energy <= 1.0:
+        raise AdapterError(f"energy must lie in (0, 1], where 1.0 is lossless; got {energy}")
+    if rank is not None and rank < 1:
+        raise AdapterError(f"the rank to keep must be at least 1; got {rank}")
+    modules, spectra = {}, {}
+    lost = total = 0.0
+    for name, factors in adapter.items():
+        left, values, right = _thin_svd(factors)
+        squares = values**2
+        tail = np.append(np.cumsum(squares[::-1])[::-1], 0.0)  # tail[k]: energy beyond k directions
+        allowed = max(1.0 - energy, LOSSLESS_TAIL**2) * tail[0]
+        keep = int(np.argmax(tail <= allowed))
+        if rank is not None and keep > rank:
+            keep = rank
+        lost += tail[keep]
+        total += tail[0]
+        root = np.sqrt(values[:keep])
+        modules[name] = Factors(
+            # In float64: small singular directions are differences of large columns.
+            np.asarray((root[:, None] * right[:keep]) @ factors.a, np.float32),
+            np.asarray(factors.b @ (left[:, :keep] * root), np.float32),
+            1.0,
+        )
+        spectra[name] = values
+    return Refactored(Adapter(modules), spectra, float(np.sqrt(lost / total)) if total else 0.0)
+
+
+def _thin_svd(factors: Factors) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
+    """X (R, k), singular values (k,), Y (k, R) with U = B X and V' = Y A, for s B A = U S V'.
+
+    A thin QR of B and of A' and an SVD of the small core, with the two QRs replaced by
+    eigendecompositions of float64 Gram matrices, B'B = V L V', which give the same orthonormal
+    bases B V L^(-1/2) at the price of two matrix products. Squaring costs half the digits of
+    float64, which leaves all the digits of float32. Each pair of column b_j and row a_j is first
+    balanced to equal norms, so that no direction is lost to an uneven split between A and B.
+    """
+    b, a = factors.b.astype(np.float64), factors.a.astype(np.float64)
+    gram_b, gram_a = b.T @ b, a @ a.T  # (R, R)
+    norm_b, norm_a = np.sqrt(np.diag(gram_b)), np.sqrt(np.diag(gram_a))
+    live = (norm_b > 0.0) & (norm_a > 0.0)
+    balance = np.where(live, np.sqrt(np.divide(norm_a, norm_b, where=live, out=norm_a * 0)), 0.0)
+    inverse = np.divide(1.0, balance, where=live, out=np.zeros_like(balance))
+    basis_b, half_b = _whiten(balance[:, None] * gram_b * balance)
+    basis_a, half_a = _whiten(inverse[:, None] * gram_a * inverse)
+    core = factors.scale * (half_b @ half_a.T)
+    left, values, right = np.linalg.svd(core, full_matrices=False)
+    keep = min(len(values), *factors.shape)
+    x = balance[:, None] * (basis_b @ left[:, :keep])
+    y = (right[:keep] @ basis_a.T) * inverse
+    return x, values[:keep], y
+
+
+def _whiten(gram: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
+    """P (R, k), H (k, R) with (M P) orthonormal and M = (M P) H, from the Gram matrix M'M."""
+    values, vectors = np.linalg.eigh(gram)
+    live = values > np.finfo(np.float64).eps * max(values[-1:].sum(), 0.0)
+    root = np.sqrt(values[live])
+    return vectors[:, live] / root, root[:, None] * vectors[:, live].T
+
+
+def singular_values(adapter: Adapter) -> dict[str, DoubleArray]:
+    """Module -> the singular values of its delta, largest first, min(R, m, n) of them.
+
+    >>> x = Adapter({"q": Factors(np.ones((1, 2), np.float32), np.ones((3, 1), np.float32), 2.0)})
+    >>> round(float(singular_values(x)["q"][0] ** 2), 6)
+    24.0
+    """
+    return {name: _thin_svd(factors)[1] for name, factors in adapter.items()}
+
+
+def effective_rank(singular_values: npt.ArrayLike) -> float:
+    """exp of the entropy of the normalised singular values (Roy & Vetterli, EUSIPCO 2007).
+
+    Between 1 (one direction) and the number of values (all equal); 0 for a zero delta.
+
+    >>> effective_rank([1.0, 1.0, 0.0])
+    2.0
+    """
+    values = np.asarray(singular_values, np.float64)
+    if values.sum() <= 0.0:
+        return 0.0
+    shares = values[values > 0.0] / values.sum()
+    return float(np.round(np.exp(-np.sum(shares * np.log(shares))), 12))

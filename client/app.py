@@ -1,0 +1,153 @@
+"""The Flower ClientApp: query, train and evaluate, for any strategy.
+
+The client knows nothing of strategies: it receives the global model, an instruction and a seed, and
+answers with an adapter. The same object runs in process, under Flower's simulation and at a site.
+
+    query     -> site: name, rank, base identity, module shapes, number of examples
+    train     <- merged, start, instruction      -> adapter, metrics
+    evaluate  <- merged, start, instruction      -> metrics
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from adapters.adapter import Adapter
+from adapters.codec import pack, unpack
+from adapters.errors import BouquetError
+from adapters.records import from_record, to_record
+from settings.keys import parse
+from settings.run import LocalSettings, LoraSettings
+from settings.site import parse_site
+
+app = ClientApp()
+
+
+def _answer(handler: Callable[[RecordDict, Context], RecordDict]) -> Callable[..., Message]:
+    """A BouquetError becomes a reply that names the reason, so that the server can log it."""
+
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            content = handler(message.content, context)
+        except BouquetError as error:
+            reason = {"reason": str(error), "client": parse_site(context.node_config).name}
+            content = RecordDict({"failure": ConfigRecord(reason)})
+        return Message(content, reply_to=message)
+
+    return answer
+
+
+@app.query()
+@_answer
+def query(content: RecordDict, context: Context) -> RecordDict:
+    """Who this site is, and the shapes of what it would train."""
+    from client.site import open_workplace
+
+    place = open_workplace(context)
+    shapes = place.tuned.shapes
+    return RecordDict(
+        {
+            "site": ConfigRecord(
+                {
+                    "client": place.site.name,
+                    "number": place.site.number,
+                    "rank": place.rank,
+                    "base": place.tuned.base.identity,
+                    "num-examples": len(place.training_examples()),
+                    "modules": list(shapes),
+                    "rows": [m for m, _ in shapes.values()],
+                    "columns": [n for _, n in shapes.values()],
+                }
+            )
+        }
+    )
+
+
+@app.train()
+@_answer
+def train(content: RecordDict, context: Context) -> RecordDict:
+    """Train for one round and return the factors."""
+    from client.site import open_workplace, starting_factors
+    from client.training import train as train_locally
+
+    instruction = dict(content["instruction"])
+    lora = parse(LoraSettings, instruction, "lora.")
+    local = parse(LocalSettings, instruction, "local.")
+    place = open_workplace(context, lora)
+    _check_base(instruction["base"], place.tuned.base.identity)
+    examples = place.training_examples()
+    place.tuned.merge(_global_part(content, "merged"))
+    trained = train_locally(
+        place.tuned,
+        examples,
+        starting_factors(
+            _global_part(content, "start"),
+            place.tuned.shapes,
+            place.rank,
+            lora.scale_of(place.rank),
+            instruction["seed"],
+        ),
+        local,
+        instruction["seed"],
+        instruction["trains"],
+        lora.dropout,
+    )
+    return RecordDict(
+        {
+            "adapter": to_record(pack(trained.adapter, instruction["wire-dtype"])),
+            "reply": ConfigRecord({"round": instruction["round"], "base": instruction["base"]}),
+            "metrics": MetricRecord(
+                {
+                    "num-examples": len(examples),
+                    "loss": trained.loss,
+                    "tokens": trained.tokens,
+                    "steps": trained.steps,
+                    "seconds": trained.seconds,
+                    "peak-bytes": trained.peak_bytes,
+                }
+            ),
+        }
+    )
+
+
+@app.evaluate()
+@_answer
+def evaluate(content: RecordDict, context: Context) -> RecordDict:
+    """Loss of the global model on the examples that this site holds out."""
+    from client.site import open_workplace
+
+    instruction = dict(content["instruction"])
+    place = open_workplace(context, parse(LoraSettings, instruction, "lora."))
+    _check_base(instruction["base"], place.tuned.base.identity)
+    examples = place.held_out_examples()
+    result = place.tuned.evaluate_global(
+        _global_part(content, "merged"), _global_part(content, "start"), examples
+    )
+    metrics = {"num-examples": len(examples), "loss": result.loss, "tokens": result.tokens}
+    return RecordDict(
+        {
+            "reply": ConfigRecord({"round": instruction["round"], "base": instruction["base"]}),
+            "metrics": MetricRecord(metrics),
+        }
+    )
+
+
+def _check_base(wanted: object, own: str) -> None:
+    if wanted != own:
+        raise BouquetError(
+            f"the run's base model is {wanted}, but this site's is {own}: both must be the same "
+            "weights; check model.path and the site's model-path"
+        )
+
+
+def _global_part(content: RecordDict, name: str) -> Adapter | None:
+    record = content.get(name)
+    return _unpack_once(from_record(record)) if isinstance(record, ArrayRecord) else None
+
+
+@lru_cache(maxsize=2)
+def _unpack_once(packed: bytes) -> Adapter:
+    """One process that plays many clients decodes the same global model once."""
+    return unpack(packed)

@@ -1,0 +1,180 @@
+"""Local training of one client in one round: AdamW over the factors of its adapter.
+
+Everything random (order of batches, dropout) derives from the seed that came with the round, so
+the result depends on nothing that this process did before.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+from adapters.adapter import Adapter
+from adapters.errors import BouquetError
+from settings.run import LocalSettings
+from tasks.encoding import Batch, Encoded, order_batches
+from tasks.tuned_model import TunedModel
+
+StepObserver = Callable[[int, int], None]
+_observer: ContextVar[StepObserver | None] = ContextVar("step observer", default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a client has after its round."""
+
+    adapter: Adapter
+    loss: float
+    """Mean loss per target token over the steps of this round, before each step."""
+    tokens: int
+    """Target tokens trained on."""
+    steps: int
+    seconds: float
+    peak_bytes: int
+    """Most memory held on the GPU; 0 on the CPU."""
+
+
+@contextmanager
+def observe_steps(observer: StepObserver) -> Iterator[None]:
+    """Call `observer(step, steps)` after every optimizer step within this context."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def plan_steps(examples: int, local: LocalSettings) -> int:
+    """Optimizer steps of a round: the epochs, but at most max_steps.
+
+    >>> from settings.run import run_settings
+    >>> plan_steps(100, run_settings({"local.epochs": 2, "local.batch-size": 16}).local)
+    14
+    """
+    batches = math.ceil(examples / local.batch_size)
+    steps = local.epochs * math.ceil(batches / local.accumulation)
+    return min(steps, local.max_steps) if local.max_steps else steps
+
+
+def learning_rate(step: int, steps: int, local: LocalSettings) -> float:
+    """The rate at a step, counted from 0: a linear rise over the warm-up, then the schedule to 0.
+
+    >>> from settings.run import run_settings
+    >>> local = run_settings({"local.warmup": 0.5, "local.learning-rate": 1.0}).local
+    >>> [round(learning_rate(step, 4, local), 3) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warm = int(local.warmup * steps)
+    if step < warm:
+        return local.learning_rate * (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    factor = {
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+        "linear": 1.0 - done,
+        "constant": 1.0,
+    }
+    return local.learning_rate * factor[local.schedule]
+
+
+def train(
+    tuned: TunedModel,
+    examples: Sequence[Encoded],
+    start: Adapter,
+    local: LocalSettings,
+    seed: int,
+    trains: str = "both",
+    dropout: float = 0.0,
+) -> Trained:
+    """Train `start` on the examples, over the merged base, and return it as a new adapter.
+
+    Each step minimises the mean loss per target token of its `batch_size * accumulation` examples.
+    trains: which factors, `A`, `B` or `both`.
+    Raises BouquetError when the loss is no longer a finite number.
+    """
+    began = time.perf_counter()
+    device = tuned.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    steps = plan_steps(len(examples), local)
+    groups = _groups(examples, local, seed)
+    bfloat16 = computes_in_bfloat16(local.precision, device)
+    total_loss, total_tokens = 0.0, 0
+    observer = _observer.get()
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        tuned.adapted(start, dropout) as slot,
+    ):
+        assert slot is not None
+        torch.manual_seed(seed)
+        parameters = slot.parameters(trains)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=local.learning_rate, weight_decay=local.weight_decay, fused=True
+        )
+        tuned.model.train()
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, local)
+            batches = [tuned.batch([examples[i] for i in batch]) for batch in next(groups)]
+            tokens = sum(batch.targets for batch in batches)
+            loss = _backward(tuned, batches, tokens, bfloat16)
+            if not math.isfinite(loss):
+                raise BouquetError(
+                    f"the training loss became {loss} at step {step + 1} of {steps}: lower "
+                    f"local.learning-rate (now {local.learning_rate:g}) or local.max-grad-norm, or "
+                    "look for damaged examples"
+                )
+            if local.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            total_loss += loss * tokens
+            total_tokens += tokens
+            if observer is not None:
+                observer(step + 1, steps)
+        tuned.model.eval()
+        adapter = slot.read()
+    return Trained(
+        adapter,
+        loss=total_loss / total_tokens,
+        tokens=total_tokens,
+        steps=steps,
+        seconds=time.perf_counter() - began,
+        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
+    )
+
+
+def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether forward passes run in bfloat16: as told, or where the device has it in hardware."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type == "cpu" and bool(supported())
+
+
+def _groups(
+    examples: Sequence[Encoded], local: LocalSettings, seed: int
+) -> Iterator[list[list[int]]]:
+    """The batches of each optimizer step, epoch after epoch."""
+    lengths = [len(example.ids) for example in examples]
+    for epoch in range(local.epochs):
+        batches = order_batches(lengths, local.batch_size, seed + epoch)
+        for at in range(0, len(batches), local.accumulation):
+            yield batches[at : at + local.accumulation]
+
+
+def _backward(
+    tuned: TunedModel, batches: Sequence[Batch], tokens: int, bfloat16: bool
+) -> float:
+    """Accumulate the gradient of the mean loss over all batches of a step; return that mean."""
+    total = torch.zeros((), device=tuned.device)
+    for batch in batches:
+        with torch.autocast(tuned.device.type, torch.bfloat16, enabled=bfloat16):
+            loss = tuned.loss_sum(batch) / tokens
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return float(total)

@@ -1,0 +1,1 @@
+"""The Flower ServerApp: rounds, sampling, state, resume, telemetry."""

@@ -1,0 +1,119 @@
+"""Who is there: each node is asked once for its name, rank, base model and module shapes."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from adapters.errors import UsageError, listing
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Member:
+    """One client that can take part."""
+
+    name: str
+    number: int
+    node_id: int
+    rank: int
+    num_examples: int
+    base: str
+    shapes: tuple[tuple[str, int, int], ...]
+    """(module, m, n) for each module that it adapts."""
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The clients that agree on the base model, in a fixed order, and those left out."""
+
+    members: list[Member]
+    base: str
+    shapes: Mapping[str, tuple[int, int]]
+    left_out: dict[str, str]
+    """Client or node -> why it cannot take part."""
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Client -> rank."""
+        return {member.name: member.rank for member in self.members}
+
+
+def call_roster(grid: Grid, at_least: int, timeout: float) -> Roster:
+    """Ask every connected node; wait for `at_least` of them.
+
+    The base that most clients have is the run's. Raises UsageError when nobody can take part, with
+    their reasons.
+    """
+    deadline = time.monotonic() + timeout
+    while len(nodes := sorted(grid.get_node_ids())) < at_least:
+        if time.monotonic() > deadline:
+            raise UsageError(f"{len(nodes)} clients connected within {timeout:g} s; {at_least} needed")
+        time.sleep(POLL_SECONDS)
+    asked = [
+        Message(RecordDict({"ask": ConfigRecord()}), dst_node_id=node, message_type=MessageType.QUERY)
+        for node in nodes
+    ]
+    return roster_from_replies(grid.send_and_receive(asked, timeout=timeout))
+
+
+def roster_from_replies(replies: Iterable[Message]) -> Roster:
+    """The roster that these answers make: sorted by number and name, of one base model."""
+    found: list[Member] = []
+    left_out: dict[str, str] = {}
+    for reply in replies:
+        node = f"node {reply.metadata.src_node_id}"
+        if reply.has_error():
+            left_out[node] = f"failed to answer: {reply.error.reason}"
+        elif "failure" in reply.content:
+            failure = reply.content["failure"]
+            left_out[str(failure.get("client", node))] = str(failure.get("reason"))
+        else:
+            try:
+                found.append(_member(reply))
+            except (KeyError, TypeError, ValueError) as error:
+                left_out[node] = f"its answer cannot be read: {error!r}"
+    if not found:
+        reasons = listing(dict.fromkeys(left_out.values())) or "no node is connected"
+        raise UsageError(f"no client can take part: {reasons}")
+    base, shapes = Counter((m.base, m.shapes) for m in found).most_common(1)[0][0]
+    members = []
+    for member in _distinct_names(sorted(found, key=lambda m: (m.number, m.name, m.node_id))):
+        if (member.base, member.shapes) == (base, shapes):
+            members.append(member)
+        else:
+            left_out[member.name] = f"has base model {member.base}, the run's is {base}"
+    return Roster(members, base, {name: (m, n) for name, m, n in shapes}, left_out)
+
+
+def _member(reply: Message) -> Member:
+    site = reply.content["site"]
+    if not isinstance(site, ConfigRecord):
+        raise TypeError("'site' is not a ConfigRecord")
+    columns = zip(site["modules"], site["rows"], site["columns"], strict=True)  # type: ignore[arg-type]
+    member = Member(
+        name=str(site["client"])[:80],
+        number=int(site["number"]),  # type: ignore[arg-type]
+        node_id=reply.metadata.src_node_id,
+        rank=int(site["rank"]),  # type: ignore[arg-type]
+        num_examples=int(site["num-examples"]),  # type: ignore[arg-type]
+        base=str(site["base"])[:80],
+        shapes=tuple(sorted((str(name), int(m), int(n)) for name, m, n in columns)),
+    )
+    smallest = min((min(m, n) for _, m, n in member.shapes), default=0)
+    if not 1 <= member.rank <= smallest:
+        raise ValueError(f"rank {member.rank} does not fit modules of smallest side {smallest}")
+    return member
+
+
+def _distinct_names(members: list[Member]) -> list[Member]:
+    """Clients that share a name are told apart by their node."""
+    times = Counter(member.name for member in members)
+    return [
+        replace(member, name=f"{member.name}@{member.node_id}") if times[member.name] > 1 else member
+        for member in members
+    ]

@@ -1,0 +1,180 @@
+"""The loop over rounds.
+
+    ask who is there -> for each round: sample, send, train, admit, aggregate, evaluate, log, save
+
+The loop is the server's own because Flower's `Strategy.start` cannot resume. What a round depends
+on is the ServerState alone (and the configuration), so a resumed run gives the same bytes as one
+that was never interrupted.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flwr.app import MessageType
+from flwr.serverapp import Grid
+
+from adapters.adapter import draw
+from adapters.errors import BouquetError, UsageError, listing
+from server.evaluation import evaluate_on_clients, evaluate_on_server
+from server.exchange import Rejection, Reply, admit_replies, broadcast, round_messages
+from server.progress import RunObserver, current_observer
+from server.roster import Roster, call_roster
+from server.run_folder import RunFolder, open_run_folder
+from server.sampling import derive_seed, sample_cohort
+from server.state import ServerState
+from server.telemetry import base_record, round_record
+from settings.run import RunSettings
+from strategies.registry import make_strategy, refuse_ranks
+from strategies.strategy import GlobalModel, Strategy, Update
+
+
+def run_rounds(grid: Grid, settings: RunSettings) -> Path:
+    """Run, or with settings.resume go on with, a federation; returns the run's folder."""
+    observer = current_observer()
+    strategy = make_strategy(settings.strategy.name, settings.strategy.energy)
+    roster = call_roster(grid, settings.clients.min_replies, settings.clients.timeout_seconds)
+    refuse_ranks(settings.strategy.name, strategy, roster.ranks)
+    folder, state = open_run_folder(settings)
+    if state is not None:
+        _check_same_base(state, roster)
+    done = state.round if state is not None else 0
+    observer.run_opened(folder.path, roster, done, settings.rounds)
+    if state is None:
+        state = _begin(settings, strategy, roster, grid, folder, observer)
+    while state.round < settings.rounds:
+        state = _play_round(settings, strategy, roster, grid, folder, observer, state)
+    total = state.model.total()
+    if total is not None:
+        observer.phase_started("writing the adapter")
+        folder.export(total, settings.model.path)
+    observer.run_finished(folder.path)
+    return folder.path
+
+
+def _check_same_base(state: ServerState, roster: Roster) -> None:
+    if state.base != roster.base or dict(state.shapes) != dict(roster.shapes):
+        raise UsageError(
+            f"the run was begun on base model {state.base}, but the clients now have {roster.base}: "
+            "a resumed run needs the same base and target modules"
+        )
+
+
+def _begin(
+    settings: RunSettings,
+    strategy: Strategy,
+    roster: Roster,
+    grid: Grid,
+    folder: RunFolder,
+    observer: RunObserver,
+) -> ServerState:
+    """Round 0: the base model's loss, and the state that round 1 begins from."""
+    rank = max(roster.ranks.values())
+    fresh = draw(
+        roster.shapes, rank, derive_seed(settings.seed, "start"), settings.lora.scale_of(rank)
+    )
+    model = strategy.begin(fresh)
+    began = time.perf_counter()
+    held_out, _ = _evaluate(settings, grid, model, 0, roster, observer)
+    record = base_record(held_out) | {"evaluate_seconds": time.perf_counter() - began}
+    state = ServerState(0, model, roster.base, roster.shapes, folder.append(record))
+    folder.save(state)
+    observer.round_finished(record, [])
+    return state
+
+
+def _play_round(
+    settings: RunSettings,
+    strategy: Strategy,
+    roster: Roster,
+    grid: Grid,
+    folder: RunFolder,
+    observer: RunObserver,
+    state: ServerState,
+) -> ServerState:
+    """One round, committed."""
+    server_round = state.round + 1
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+    cohort = sample_cohort(
+        roster.members, settings.clients.fraction, settings.seed, server_round
+    )
+    observer.round_started(server_round, cohort)
+    with _timed(seconds, "train_seconds"):
+        sent = broadcast(state.model, settings.wire.dtype)
+        messages = round_messages(
+            MessageType.TRAIN, cohort, sent, settings, server_round, roster.base
+        )
+        answers = grid.send_and_receive(messages, timeout=settings.clients.timeout_seconds)
+        replies, rejected = admit_replies(answers, cohort, roster, settings, server_round)
+    _check_enough(replies, rejected, settings, server_round)
+    observer.phase_started("aggregating")
+    updates = weigh(replies, settings.clients.weights)
+    with _timed(seconds, "aggregate_seconds"):
+        model = strategy.aggregate(state.model, updates)
+    with _timed(seconds, "telemetry_seconds"):
+        record = round_record(
+            server_round, state.model, model, sent, replies, updates, rejected
+        )
+    if server_round % settings.evaluate.every == 0 or server_round == settings.rounds:
+        with _timed(seconds, "evaluate_seconds"):
+            held_out, unheard = _evaluate(settings, grid, model, server_round, roster, observer)
+            record |= held_out
+            rejected += unheard
+    record |= seconds | {"seconds": time.perf_counter() - began}
+    observer.phase_started("saving")
+    state = ServerState(server_round, model, state.base, state.shapes, folder.append(record))
+    folder.save(state)
+    observer.round_finished(record, rejected)
+    return state
+
+
+def weigh(replies: list[Reply], rule: str) -> list[Update]:
+    """Updates with weights p_k that sum to 1: n_k / sum n, or 1 / K under `uniform`."""
+    shares = [reply.num_examples if rule == "examples" else 1 for reply in replies]
+    return [
+        Update(reply.member.name, share / sum(shares), reply.adapter)
+        for reply, share in zip(replies, shares, strict=True)
+    ]
+
+
+def _check_enough(
+    replies: list[Reply], rejected: list[Rejection], settings: RunSettings, server_round: int
+) -> None:
+    if len(replies) < settings.clients.min_replies:
+        reasons = listing([f"{r.client}: {r.reason}" for r in rejected], limit=3)
+        raise BouquetError(
+            f"round {server_round} has {len(replies)} usable replies and needs "
+            f"{settings.clients.min_replies} (clients.min-replies). {reasons}"
+        )
+
+
+def _evaluate(
+    settings: RunSettings,
+    grid: Grid,
+    model: GlobalModel,
+    server_round: int,
+    roster: Roster,
+    observer: RunObserver,
+) -> tuple[dict[str, Any], list[Rejection]]:
+    held_out: dict[str, Any] = {}
+    rejected: list[Rejection] = []
+    if settings.evaluate.server:
+        observer.phase_started("evaluating")
+        held_out |= evaluate_on_server(model, settings)
+    if settings.evaluate.clients:
+        observer.phase_started("clients evaluate")
+        found, rejected = evaluate_on_clients(
+            grid, model, settings, server_round, roster.members, roster
+        )
+        held_out |= found
+    return held_out, rejected
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began

@@ -1,0 +1,180 @@
+"""A run's folder: configuration, one line a round, state, adapter.
+
+    runs/NAME/config.toml     everything needed to repeat the run, versions included
+    runs/NAME/rounds.jsonl    one JSON object a round, round 0 being the base model
+    runs/NAME/state/          see server/state.py
+    runs/NAME/adapter/        the global model as a PEFT adapter
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from adapters.adapter import Adapter
+from adapters.errors import BouquetError, UsageError
+from adapters.peft_files import write_peft
+from adapters.refactoring import refactor
+from server.state import ServerState, flush_folder, load_state, save_state, write_durably
+from settings.keys import Value, flatten, flatten_tables
+from settings.run import RunSettings
+
+VERSIONED = ("bouquet", "flwr", "torch", "transformers", "peft", "numpy", "tokenizers")
+MAY_CHANGE_ON_RESUME = ("rounds", "output", "resume", "clients.timeout-seconds", "model.device")
+
+
+class RunFolder:
+    """The folder of one run. Every file in it is written whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state_path = path / "state"
+        self.adapter_path = path / "adapter"
+        self._log_path = path / "rounds.jsonl"
+
+    def create(self, settings: RunSettings) -> None:
+        """Make the folder and write config.toml. UsageError where the folder exists already."""
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            raise UsageError(
+                f"{self.path} exists already. Go on with that run (--resume {self.path}), choose "
+                "another --output, or leave --output out for a new number."
+            ) from None
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be made: {error.strerror}") from error
+        tables = {"config": _nested(flatten(settings)), "versions": versions()}
+        self._write("config.toml", tomli_w.dumps(tables).encode())
+
+    def check_same(self, settings: RunSettings) -> None:
+        """UsageError where settings differ from the run's in anything that may not change."""
+        before = read_config(self.path / "config.toml")
+        now = flatten(settings)
+        for name, value in before.items():
+            if name not in MAY_CHANGE_ON_RESUME and now.get(name) != value:
+                raise UsageError(
+                    f"a resumed run keeps its configuration, but {name} was {value!r} and is now "
+                    f"{now.get(name)!r}; only {', '.join(MAY_CHANGE_ON_RESUME)} may change"
+                )
+
+    def load(self) -> ServerState | None:
+        """The newest whole state, with rounds.jsonl cut back to where it was saved."""
+        state = load_state(self.state_path)
+        length = state.log_bytes if state else 0
+        if self._log_path.exists():
+            if self._log_path.stat().st_size < length:
+                raise BouquetError(
+                    f"{self._log_path} is shorter than when round {state.round if state else 0} was "
+                    "saved: it was changed since"
+                )
+            os.truncate(self._log_path, length)
+        return state
+
+    def append(self, record: Mapping[str, Any]) -> int:
+        """Add one line to rounds.jsonl; its length in bytes afterwards."""
+        line = json.dumps(record, separators=(", ", ": "), allow_nan=False) + "\n"
+        try:
+            with self._log_path.open("ab") as file:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+                return file.tell()
+        except OSError as error:
+            raise BouquetError(
+                f"{self._log_path} could not be written: {error.strerror}. Free some space and go "
+                f"on with: bouquet simulate --resume {self.path}"
+            ) from error
+
+    def save(self, state: ServerState) -> None:
+        """Commit a state: from here on a resume begins after its round."""
+        save_state(state, self.state_path)
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The records so far, round 0 first."""
+        if not self._log_path.exists():
+            return []
+        return [json.loads(line) for line in self._log_path.read_text().splitlines()]
+
+    def export(self, adapter: Adapter, base_model: str) -> None:
+        """The global model as PEFT files, at its lowest lossless rank."""
+        scratch = self.path / ".writing-adapter"
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            write_peft(refactor(adapter).adapter, scratch, base_model)
+            shutil.rmtree(self.adapter_path, ignore_errors=True)
+            scratch.rename(self.adapter_path)
+            flush_folder(self.path)
+        except OSError as error:
+            raise BouquetError(
+                f"the adapter could not be written to {self.adapter_path}: {error.strerror}. The "
+                f"run itself is saved; go on with: bouquet simulate --resume {self.path}"
+            ) from error
+
+    def _write(self, name: str, data: bytes) -> None:
+        scratch = self.path / f".writing-{name}"
+        try:
+            write_durably(scratch, data)
+            scratch.rename(self.path / name)
+        except OSError as error:
+            raise BouquetError(f"{self.path / name} could not be written: {error}") from error
+
+
+def open_run_folder(settings: RunSettings) -> tuple[RunFolder, ServerState | None]:
+    """The folder that settings ask for: a new one, or with `resume` the existing one's state."""
+    if not settings.resume:
+        folder = RunFolder(Path(settings.output) if settings.output else next_output(settings))
+        folder.create(settings)
+        return folder, None
+    folder = RunFolder(Path(settings.output))
+    if not (folder.path / "config.toml").is_file():
+        raise UsageError(f"there is no run to resume in {folder.path}: no config.toml in it")
+    folder.check_same(settings)
+    return folder, folder.load()
+
+
+def next_output(settings: RunSettings) -> Path:
+    """runs/STRATEGY-001, or the next number that is free."""
+    number = 1
+    while (path := Path("runs", f"{settings.strategy.name}-{number:03d}")).exists():
+        number += 1
+    return path
+
+
+def read_config(path: Path) -> dict[str, Value]:
+    """Flat keys from a run's config.toml, or from any TOML file of configuration keys."""
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    return flatten_tables(tables.get("config", tables))
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _nested(flat: Mapping[str, Value]) -> dict[str, Any]:
+    tables: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        table = tables
+        for part in path:
+            table = table.setdefault(part, {})
+        table[last] = value
+    return tables

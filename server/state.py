@@ -1,0 +1,129 @@
+"""The server's state is a value; saving it after each round is the checkpoint, loading it the resume.
+
+    state/round-0003/manifest.json        round, base, shapes, length of rounds.jsonl, hashes
+    state/round-0003/merged.safetensors   where there is one
+    state/round-0003/start.safetensors    where there is one
+
+A state is written under a temporary name, flushed to the disk and then renamed, so that a folder
+with a round's name is always whole. The two newest are kept.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.codec import pack, unpack
+from adapters.errors import AdapterError, BouquetError
+from strategies.strategy import GlobalModel
+
+FORMAT = "bouquet-state-1"
+KEPT = 2
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """Everything that the next round depends on, apart from the configuration."""
+
+    round: int
+    model: GlobalModel
+    base: str
+    shapes: Mapping[str, tuple[int, int]]
+    log_bytes: int
+    """Length of rounds.jsonl when this state was saved; what follows belongs to a torn round."""
+
+
+def save_state(state: ServerState, folder: Path) -> None:
+    """Write the state below `folder`, all or nothing.
+
+    Raises BouquetError where the disk will not take it; what was saved before is untouched.
+    """
+    target = folder / f"round-{state.round:04d}"
+    scratch = folder / f".writing-{target.name}"
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        hashes = {}
+        for name, part in (("merged", state.model.merged), ("start", state.model.start)):
+            if part is not None:
+                data = pack(part)
+                hashes[f"{name}.safetensors"] = hashlib.sha256(data).hexdigest()
+                write_durably(scratch / f"{name}.safetensors", data)
+        manifest = {
+            "format": FORMAT,
+            "round": state.round,
+            "base": state.base,
+            "shapes": {name: list(shape) for name, shape in state.shapes.items()},
+            "log_bytes": state.log_bytes,
+            "files": hashes,
+        }
+        write_durably(scratch / "manifest.json", json.dumps(manifest, indent=1).encode())
+        if target.exists():  # a damaged one that loading passed over
+            shutil.rmtree(target)
+        scratch.rename(target)
+        flush_folder(folder)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise BouquetError(
+            f"the state after round {state.round} could not be saved in {folder}: "
+            f"{error.strerror or error}. The run is whole up to the round before; free some space "
+            f"and go on with: bouquet simulate --resume {folder.parent}"
+        ) from error
+    for old in sorted(folder.glob("round-*"))[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_state(folder: Path) -> ServerState | None:
+    """The newest whole state below `folder`; None where there is none yet.
+
+    A damaged one (a hash that does not match) is passed over for the one before it. Raises
+    BouquetError when there are states and none is whole.
+    """
+    damage = []
+    for path in sorted(folder.glob("round-*"), reverse=True):
+        try:
+            return _read_state(path)
+        except (OSError, ValueError, KeyError, TypeError, AdapterError) as error:
+            damage.append(f"{path.name}: {error}")
+    if damage:
+        raise BouquetError(f"no saved state in {folder} is whole: {'; '.join(damage)}")
+    return None
+
+
+def _read_state(path: Path) -> ServerState:
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"expected format {FORMAT}, got {manifest['format']!r}")
+    parts = {}
+    for name, wanted in manifest["files"].items():
+        data = (path / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise ValueError(f"{name} does not match its hash")
+        parts[name.removesuffix(".safetensors")] = unpack(data)
+    return ServerState(
+        round=manifest["round"],
+        model=GlobalModel(merged=parts.get("merged"), start=parts.get("start")),
+        base=manifest["base"],
+        shapes={name: (m, n) for name, (m, n) in manifest["shapes"].items()},
+        log_bytes=manifest["log_bytes"],
+    )
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk has the folder's entries, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

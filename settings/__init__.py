@@ -1,0 +1,1 @@
+"""The one configuration: flat keys with dots, parsed once at the door into frozen dataclasses."""

@@ -1,0 +1,176 @@
+"""From flat kebab-case keys (`local.learning-rate`) to frozen dataclasses, and back.
+
+A section of the configuration is a frozen dataclass whose fields are made by `key`: a sentence
+that says what the value means, and the range it must lie in. Parsing knows nothing else.
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from adapters.errors import UsageError
+
+Value = bool | int | float | str
+Section = TypeVar("Section")
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must satisfy, as data: so that the error and the manual say the same."""
+
+    doc: str
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    one_of: tuple[str, ...] = ()
+    check: Callable[[Any], object] | None = None
+
+    def range(self) -> str:
+        """The allowed values in words; empty where any value of the type will do.
+
+        >>> Rule("", at_least=1).range(), Rule("", above=0, at_most=1).range()
+        ('at least 1', 'above 0, at most 1')
+        """
+        if self.one_of:
+            return "one of " + ", ".join(self.one_of)
+        bounds = [("at least", self.at_least), ("above", self.above), ("at most", self.at_most)]
+        return ", ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+
+    def admits(self, value: Any) -> bool:
+        """Whether the value lies in the range."""
+        if self.one_of:
+            return value in self.one_of
+        return not (
+            (isinstance(value, float) and not math.isfinite(value))
+            or (self.at_least is not None and value < self.at_least)
+            or (self.above is not None and value <= self.above)
+            or (self.at_most is not None and value > self.at_most)
+        )
+
+
+def key(doc: str, **rule: Any) -> Any:
+    """A field of a section: what it means, and its range."""
+    return field(metadata={"rule": Rule(doc, **rule)})
+
+
+def walk(section: Any, prefix: str = "") -> Iterator[tuple[str, type, Rule]]:
+    """Every key below a section class: (full key, type, rule), in the order of the fields."""
+    hints = get_type_hints(section)
+    for entry in fields(section):
+        name = prefix + entry.name.replace("_", "-")
+        if is_dataclass(hints[entry.name]):
+            yield from walk(hints[entry.name], name + ".")
+        else:
+            yield name, hints[entry.name], entry.metadata["rule"]
+
+
+def parse(section: type[Section], values: Mapping[str, Value], prefix: str = "") -> Section:
+    """A section from flat values. Every key must be there, and no other below the prefix.
+
+    Raises UsageError with the key, what was expected, what came and the nearest known key.
+    """
+    known = [name for name, _, _ in walk(section, prefix)]
+    for name in values:
+        if name.startswith(prefix) and name not in known:
+            raise UsageError(unknown_key(name, known))
+    return _build(section, values, prefix)
+
+
+def unknown_key(name: str, known: list[str]) -> str:
+    """The message for a key that does not exist."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; the nearest known key is {near[0]}" if near else ""
+    return f"unknown configuration key {name!r}{hint}. `bouquet options` lists all keys."
+
+
+def _build(section: type[Section], values: Mapping[str, Value], prefix: str) -> Section:
+    hints = get_type_hints(section)
+    built: dict[str, Any] = {}
+    for entry in fields(section):  # type: ignore[arg-type]
+        name = prefix + entry.name.replace("_", "-")
+        if is_dataclass(hints[entry.name]):
+            built[entry.name] = _build(hints[entry.name], values, name + ".")
+        elif name not in values:
+            raise UsageError(f"configuration key {name} is missing; expected {_wanted(entry)}")
+        else:
+            built[entry.name] = _checked(name, values[name], hints[entry.name], entry)
+    return section(**built)
+
+
+def _checked(name: str, value: Value, kind: type, entry: "Field[Any]") -> Value:
+    rule: Rule = entry.metadata["rule"]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind or not rule.admits(value):
+        wanted = KINDS[kind] + (f", {rule.range()}" if rule.range() else "")
+        raise UsageError(f"{name} must be {wanted}; got {value!r}. It means: {rule.doc}")
+    if rule.check is not None:
+        try:
+            rule.check(value)
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}; got {value!r}. It means: {rule.doc}") from None
+    return value
+
+
+def _wanted(entry: "Field[Any]") -> str:
+    rule: Rule = entry.metadata["rule"]
+    return rule.range() or "a value"
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Value]:
+    """The flat values that parse back to these settings."""
+    flat: dict[str, Value] = {}
+    for entry in fields(settings):
+        name, value = prefix + entry.name.replace("_", "-"), getattr(settings, entry.name)
+        flat |= flatten(value, name + ".") if is_dataclass(value) else {name: value}
+    return flat
+
+
+def flatten_tables(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
+    """Nested TOML tables as flat keys.
+
+    >>> flatten_tables({"local": {"epochs": 2}, "rounds": 3})
+    {'local.epochs': 2, 'rounds': 3}
+    """
+    flat: dict[str, Value] = {}
+    for name, value in tables.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_tables(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            flat[prefix + name] = ",".join(map(str, value))
+        elif isinstance(value, bool | int | float | str):
+            flat[prefix + name] = value
+        else:
+            raise UsageError(f"{prefix}{name} must be a number, text, true or false; got {value!r}")
+    return flat
+
+
+def read_assignment(text: str) -> tuple[str, Value]:
+    """`key=value` as a person types it: TOML where it is TOML, and text where it is not.
+
+    >>> read_assignment("local.max-steps=4"), read_assignment("strategy.name=flora")
+    (('local.max-steps', 4), ('strategy.name', 'flora'))
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise UsageError(f"--set expects key=value, such as local.max-steps=4; got {text!r}")
+    try:
+        parsed = flatten_tables(tomllib.loads(f"value = {value}"))
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value
+    return name.strip(), parsed.get("value", value)
+
+
+def coerce(values: Mapping[str, Value], section: Any) -> dict[str, Value]:
+    """Numbers typed where text is expected become text (`lora.rank=8`); the rest stays."""
+    textual = {name for name, kind, _ in walk(section) if kind is str}
+    return {
+        name: str(value) if name in textual and type(value) in (int, float) else value
+        for name, value in values.items()
+    }
+
+

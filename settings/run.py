@@ -1,0 +1,260 @@
+"""Every key of a run: what it means, its unit and its range. Defaults stand in pyproject.toml."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adapters.errors import UsageError
+from settings.keys import Value, coerce, flatten_tables, key, parse
+
+EMBEDDED = "embedded"
+AUTO = "auto"
+EMBEDDED_TEMPLATE = '{prompt}\n"""\n'
+EMBEDDED_ENDING = '\n"""'
+
+
+def parse_ranks(text: str) -> tuple[int, ...]:
+    """'64,32,16' as whole numbers of at least 1.
+
+    >>> parse_ranks("5, 3,7")
+    (5, 3, 7)
+    """
+    try:
+        ranks = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        ranks = ()
+    if not ranks or min(ranks) < 1:
+        raise ValueError("expected whole numbers of at least 1, separated by commas")
+    return ranks
+
+
+def parse_alpha(text: str) -> tuple[float, bool]:
+    """'16' as (16.0, False): the same alpha at every rank; '2r' as (2.0, True): twice the rank.
+
+    >>> parse_alpha("2r"), parse_alpha("16")
+    ((2.0, True), (16.0, False))
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(r?)\s*", text)
+    if match is None or float(match[1]) <= 0.0:
+        raise ValueError("expected a number above 0, or a multiple of the rank such as 2r")
+    return float(match[1]), bool(match[2])
+
+
+def _template_has_prompt(text: str) -> None:
+    if text != AUTO and "{prompt}" not in text:
+        raise ValueError("expected auto, or text that contains {prompt}")
+
+
+@dataclass(frozen=True)
+class StrategySettings:
+    """How the server combines the clients' adapters."""
+
+    name: str = key("The aggregation method; `bouquet strategies` lists them.")
+    energy: float = key(
+        "flora: share of the squared norm that merged keeps in each module; 1 is lossless.",
+        above=0,
+        at_most=1,
+    )
+
+
+@dataclass(frozen=True)
+class ClientsSettings:
+    """Who takes part."""
+
+    count: int = key("Simulated clients.", at_least=1, at_most=100_000)
+    fraction: float = key(
+        "Share of the clients sampled each round, rounded up to at least one.", above=0, at_most=1
+    )
+    weights: str = key(
+        "A client's weight in the mean: its number of examples, or the same for all.",
+        one_of=("examples", "uniform"),
+    )
+    min_replies: int = key("A round with fewer usable replies stops the run.", at_least=1)
+    timeout_seconds: float = key("How long a round waits for replies.", above=0)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The common base model."""
+
+    path: str = key(
+        "A folder or hub id of a causal language model; 'embedded' is the small one shipped here."
+    )
+    dtype: str = key(
+        "Number format of the frozen base.", one_of=("float32", "bfloat16", "float16")
+    )
+    device: str = key("Where to train: auto takes CUDA where there is one. A site may override.")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What the clients train on, and how it is dealt to them in a simulation."""
+
+    path: str = key(
+        "A .jsonl, .json, .csv or .parquet file (or several, with commas, or a folder of them); "
+        "'embedded' reads the docstrings of Python's standard library."
+    )
+    partition: str = key(
+        "How examples are dealt to clients: at random; by Dirichlet shares of each label in "
+        "data.field; whole groups of equal data.field; or one file for each client. auto is "
+        "natural for the embedded data and iid for other.",
+        one_of=("auto", "iid", "dirichlet", "natural", "files"),
+    )
+    field: str = key("The field that dirichlet and natural partitions go by.")
+    dirichlet_alpha: float = key(
+        "Concentration of the Dirichlet partition: 0.1 is very uneven, 100 nearly IID.", above=0
+    )
+    prompt: str = key("Field that holds the prompt; the template puts it into context.")
+    response: str = key("Field that holds the response.")
+    text: str = key("Field that holds running text, instead of prompt and response; may be empty.")
+    template: str = key(
+        "Text around the prompt; the response follows it directly. auto fits the embedded data, "
+        "and is the prompt and a line break for other.",
+        check=_template_has_prompt,
+    )
+    ending: str = key("Text after the response, before the end-of-text token; or auto.")
+    chat_template: bool = key("Use the tokenizer's own chat template instead of data.template.")
+    loss_on: str = key("Tokens that count in the loss.", one_of=("response", "all"))
+    context: int = key("Most tokens of one example; longer responses are cut.", at_least=8)
+    max_prompt: int = key(
+        "Most tokens of a prompt; of longer ones the beginning is kept. 0: half of the context.",
+        at_least=0,
+    )
+    max_examples: int = key("Use only this many examples, chosen by seed; 0: all.", at_least=0)
+    held_out: float = key(
+        "Share of all examples held out for the global model; no client trains on them.",
+        above=0,
+        at_most=0.5,
+    )
+    client_held_out: float = key(
+        "Share of a client's examples that it holds out for evaluation.", at_least=0, at_most=0.5
+    )
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The shape of the adapters."""
+
+    rank: str = key(
+        "One rank for every client, or several, dealt to the clients in turn. A site may override.",
+        check=parse_ranks,
+    )
+    alpha: str = key(
+        "Numerator of the scale alpha / r: a number, or a multiple of the rank such as 2r.",
+        check=parse_alpha,
+    )
+    rslora: bool = key("Scale by alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732).")
+    target_modules: str = key(
+        "Names of the linear layers to adapt, with commas (q_proj,v_proj), or all-linear."
+    )
+    dropout: float = key("Dropout on the input of A while training.", at_least=0, at_most=0.9)
+
+    def rank_of(self, client: int) -> int:
+        """The rank of the client with this number, counted from 0."""
+        ranks = parse_ranks(self.rank)
+        return ranks[client % len(ranks)]
+
+    def scale_of(self, rank: int) -> float:
+        """s = alpha / r, or alpha / sqrt(r) under rsLoRA."""
+        alpha, per_rank = parse_alpha(self.alpha)
+        return (alpha * rank if per_rank else alpha) / (rank**0.5 if self.rslora else rank)
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """How a client trains in one round."""
+
+    epochs: int = key("Passes over the client's examples.", at_least=1)
+    max_steps: int = key("Most optimizer steps; 0: as many as the epochs take.", at_least=0)
+    batch_size: int = key("Examples in one forward pass.", at_least=1)
+    accumulation: int = key("Forward passes for one optimizer step.", at_least=1)
+    learning_rate: float = key("Peak learning rate of AdamW.", above=0)
+    schedule: str = key(
+        "Learning rate over the round's steps, after warm-up.",
+        one_of=("cosine", "linear", "constant"),
+    )
+    warmup: float = key("Share of the steps over which the rate rises.", at_least=0, at_most=1)
+    weight_decay: float = key("Decoupled weight decay on the factors.", at_least=0)
+    max_grad_norm: float = key("Gradients are clipped to this norm; 0: never.", at_least=0)
+    precision: str = key(
+        "Arithmetic of training: auto is bfloat16 autocast where the GPU or CPU has it in hardware, "
+        "else float32. Evaluation is always in the base's own format.",
+        one_of=("auto", "float32", "bfloat16"),
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Held-out loss of the global model."""
+
+    server: bool = key("The server evaluates on the global held-out part (needs the base model).")
+    clients: bool = key("The clients evaluate on their own held-out parts.")
+    every: int = key("Evaluate after every so many rounds, and after the last.", at_least=1)
+    max_examples: int = key("Evaluate on at most this many examples; 0: all.", at_least=0)
+
+
+@dataclass(frozen=True)
+class WireSettings:
+    """How adapters travel."""
+
+    dtype: str = key(
+        "Number format on the wire; float32 is exact, the others halve the bytes.",
+        one_of=("float32", "bfloat16", "float16"),
+    )
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One run, whole."""
+
+    rounds: int = key("Federated rounds.", at_least=1)
+    seed: int = key("Every random choice of the run derives from it.", at_least=0, at_most=2**31)
+    output: str = key("Folder of the run; empty: runs/STRATEGY-NUMBER.")
+    resume: bool = key("Go on with the run that lies in the output folder.")
+    strategy: StrategySettings
+    clients: ClientsSettings
+    model: ModelSettings
+    data: DataSettings
+    lora: LoraSettings
+    local: LocalSettings
+    evaluate: EvaluateSettings
+    wire: WireSettings
+
+    def ranks(self) -> list[int]:
+        """The rank of each simulated client, in order."""
+        return [self.lora.rank_of(client) for client in range(self.clients.count)]
+
+
+def default_values() -> dict[str, Value]:
+    """The defaults, from [tool.flwr.app.config] of the project's pyproject.toml."""
+    here = Path(__file__).resolve().parent
+    for candidate in (here.parent / "pyproject.toml", here / "pyproject.toml"):
+        if candidate.is_file():
+            with candidate.open("rb") as file:
+                tables = tomllib.load(file)
+            config = tables.get("tool", {}).get("flwr", {}).get("app", {}).get("config")
+            if config is not None:
+                return flatten_tables(config)
+    raise UsageError(f"no pyproject.toml with [tool.flwr.app.config] beside {here}: reinstall")
+
+
+def run_settings(*layers: Mapping[str, Value]) -> RunSettings:
+    """The defaults with each layer over the one before it, checked, and every `auto` decided."""
+    values = default_values()
+    for layer in layers:
+        values |= coerce(layer, RunSettings)
+    settings = parse(RunSettings, values)
+    return replace(settings, data=_decided(settings.data))
+
+
+def _decided(data: DataSettings) -> DataSettings:
+    embedded = data.path == EMBEDDED
+    choices = {
+        "partition": "natural" if embedded else "iid",
+        "template": EMBEDDED_TEMPLATE if embedded else "{prompt}\n",
+        "ending": EMBEDDED_ENDING if embedded else "",
+    }
+    undecided = {name: value for name, value in choices.items() if getattr(data, name) == AUTO}
+    return replace(data, max_prompt=data.max_prompt or data.context // 2, **undecided)

@@ -1,0 +1,61 @@
+"""What a site owns and decides for itself: its node config wins over the run's configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adapters.errors import UsageError
+from settings.keys import Value, unknown_key
+
+KNOWN = ("partition-id", "num-partitions", "name", "rank", "data-path", "model-path", "device")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One client's own settings; None where the run decides."""
+
+    name: str
+    """What this client is called in logs and weights; simulated ones are client-00, client-01."""
+    number: int
+    """Its number among the clients, counted from 0; ranks and parts of the data go by it."""
+    rank: int | None = None
+    data_path: str | None = None
+    model_path: str | None = None
+    device: str | None = None
+
+
+def client_name(number: int) -> str:
+    """The name of a client that gave itself none.
+
+    >>> client_name(7)
+    'client-07'
+    """
+    return f"client-{number:02d}"
+
+
+def parse_site(node_config: Mapping[str, Value]) -> Site:
+    """A site from its node config (`flower-supernode --node-config "rank=8 name='oslo'"`).
+
+    >>> parse_site({"partition-id": 2, "num-partitions": 10, "rank": 8}).rank
+    8
+    """
+    for name in node_config:
+        if name not in KNOWN:
+            raise UsageError(unknown_key(name, list(KNOWN)))
+    number, rank = node_config.get("partition-id", 0), node_config.get("rank")
+    if not isinstance(number, int) or number < 0:
+        raise UsageError(f"partition-id must be a whole number of at least 0; got {number!r}")
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise UsageError(f"the site's rank must be a whole number of at least 1; got {rank!r}")
+    text = {
+        name: str(node_config[name])
+        for name in ("data-path", "model-path", "device")
+        if name in node_config
+    }
+    return Site(
+        name=str(node_config.get("name", client_name(number))),
+        number=number,
+        rank=rank,
+        data_path=text.get("data-path"),
+        model_path=text.get("model-path"),
+        device=text.get("device"),
+    )

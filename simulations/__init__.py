@@ -1,0 +1,1 @@
+"""In-process runtime, experiments and the command line."""

@@ -1,0 +1,190 @@
+"""What a simulation looks like in a terminal: one row a round, and where the run stands now.
+
+On a terminal the rows grow above a live line; elsewhere (a file, a pipe, CI) each row is printed
+once, as it is known.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from adapters.errors import listing
+from server.exchange import Rejection
+from server.roster import Member, Roster
+from settings.run import RunSettings
+from settings.site import client_name
+from simulations.simulate import Plan
+from strategies.registry import make_strategy
+
+COLUMNS = ("round", "train loss", "held-out loss", "up", "down", "noise", "seconds")
+
+
+def human_bytes(count: float) -> str:
+    """Bytes for people, in powers of 1000.
+
+    >>> human_bytes(1_234_567), human_bytes(0), human_bytes(512)
+    ('1.23 MB', '0 B', '512 B')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def round_cells(record: Mapping[str, Any]) -> list[str]:
+    """One row of the table from one line of rounds.jsonl."""
+    loss = record.get("held_out_loss", record.get("client_held_out_loss"))
+    held_out = f"{loss:.4f}" if loss is not None else "-"
+    if record["round"] == 0:
+        return ["base", "-", held_out, "-", "-", "-", f"{record['evaluate_seconds']:.1f}"]
+    return [
+        str(record["round"]),
+        f"{record['train_loss']:.4f}",
+        held_out,
+        human_bytes(record["bytes_up"]),
+        human_bytes(record["bytes_down"]),
+        f"{record['aggregation_noise']:.1e}",
+        f"{record['seconds']:.1f}",
+    ]
+
+
+def plan_panel(settings: RunSettings, plan: Plan) -> Panel:
+    """What is about to run, in a few lines."""
+    properties = make_strategy(settings.strategy.name, settings.strategy.energy).properties
+    ranks = settings.ranks()
+    examples = plan.train_examples
+    lines = [
+        f"[bold]{properties.title}[/]  [dim]{properties.source}[/]",
+        f"{len(ranks)} clients of rank {listing(ranks, limit=12)}; {settings.rounds} rounds"
+        + (f", {settings.clients.fraction:.0%} each" if settings.clients.fraction < 1 else ""),
+        f"model {plan.model}: {plan.parameters / 1e6:.1f} M parameters, LoRA on {plan.modules} "
+        f"modules, {plan.device}",
+        f"data {settings.data.path}: {sum(examples):,} training examples dealt {_dealt(settings)} "
+        f"({min(examples):,} to {max(examples):,} each), {plan.held_out_examples:,} held out",
+    ]
+    if plan.cut or plan.dropped:
+        lines.append(
+            f"[yellow]the context of {settings.data.context} tokens cuts {plan.cut:,} responses "
+            f"and drops {plan.dropped:,} examples[/]"
+        )
+    return Panel("\n".join(lines), title="bouquet simulate", title_align="left", expand=False)
+
+
+def _dealt(settings: RunSettings) -> str:
+    data = settings.data
+    return {
+        "iid": "at random",
+        "natural": f"by {data.field}",
+        "dirichlet": f"by Dirichlet({data.dirichlet_alpha:g}) over {data.field}",
+        "files": "one file a client",
+    }[data.partition]
+
+
+class Display:
+    """A RunObserver that draws, and a listener for the grid and the local trainer."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.folder: Path | None = None
+        self._table = Table(*COLUMNS, box=None, padding=(0, 2), header_style="bold")
+        for column in self._table.columns:
+            column.justify = "right"
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[detail]}[/]"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("", total=None, detail="")
+        self._rounds = 0
+        self._ranks: dict[str, int] = {}
+        self._notes: list[str] = []
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Redraw while the block runs, where there is a terminal to redraw."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(get_renderable=self._render, console=self.console, refresh_per_second=8) as live:
+            try:
+                yield
+            finally:
+                self._progress.update(self._task, visible=False)
+                live.refresh()
+
+    def _render(self) -> RenderableType:
+        parts: list[RenderableType] = [self._progress]
+        if self._table.row_count:
+            notes = [Text(note, style="yellow") for note in self._notes]
+            parts = [self._table, *notes, self._progress]
+        return Group(*parts)
+
+    def phase_started(self, phase: str) -> None:
+        """Show what is being done when no client trains."""
+        self._progress.reset(self._task, description=phase, total=None, detail="")
+
+    def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
+        """Remember folder and ranks; say where a resumed run stands."""
+        self.folder, self._rounds, self._ranks = folder, rounds, roster.ranks
+        if done:
+            self.console.print(f"going on after round {done} of {rounds} in {folder}")
+        if not self.console.is_terminal:
+            self.console.print(_line(COLUMNS))
+        for client, reason in roster.left_out.items():
+            self._note(f"{client} is left out: {reason}")
+
+    def round_started(self, server_round: int, cohort: list[Member]) -> None:
+        """A fresh bar over the cohort."""
+        self._progress.reset(
+            self._task,
+            description=f"round {server_round} of {self._rounds}",
+            total=len(cohort),
+            detail="",
+        )
+        self._progress.update(self._task, completed=-1)
+
+    def on_message(self, kind: str, client: int) -> None:
+        """The grid: this client begins on a message."""
+        if kind.startswith("train"):
+            name = client_name(client)
+            self._progress.advance(self._task)
+            detail = f"{name}, rank {self._ranks.get(name, '?')}"
+            self._progress.update(self._task, detail=detail)
+
+    def on_step(self, step: int, steps: int) -> None:
+        """The local trainer: so many steps done."""
+        detail = str(self._progress.tasks[0].fields["detail"]).partition(" · ")[0]
+        self._progress.update(self._task, detail=f"{detail} · step {step}/{steps}")
+
+    def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
+        """One more row, and who was excluded."""
+        for rejection in rejected:
+            self._note(f"round {record['round']} excludes {rejection.client}: {rejection.reason}")
+        self._table.add_row(*round_cells(record))
+        if not self.console.is_terminal:
+            self.console.print(_line(round_cells(record)))
+
+    def run_finished(self, folder: Path) -> None:
+        """Nothing left to draw; the summary follows."""
+        self.folder = folder
+
+    def _note(self, text: str) -> None:
+        if self.console.is_terminal:
+            self._notes.append(text)
+        else:
+            self.console.print(text, style="yellow", soft_wrap=True)
+
+
+def _line(cells: Any) -> str:
+    return "".join(f"{cell:>14}" for cell in cells)

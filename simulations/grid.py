@@ -1,0 +1,113 @@
+"""Flower's Grid without processes or network: messages go straight to the ClientApp.
+
+The ServerApp and the ClientApp are the very objects that a deployment runs. Clients answer one
+after the other in this process, so that one base model serves them all; every answer depends only
+on its message and its site, not on who came before.
+"""
+
+from collections.abc import Callable, Iterable
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from settings.keys import Value
+
+RUN_ID = 1
+SERVER_NODE = 1
+FIRST_CLIENT_NODE = 2
+CLIENT_FAILED = 2
+
+
+class InProcessGrid(Grid):
+    """Clients 0 to count - 1, played by one ClientApp."""
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        count: int,
+        run_config: dict[str, Value],
+        on_message: Callable[[str, int], None] = lambda kind, client: None,
+    ) -> None:
+        self._app = client_app
+        self._on_message = on_message
+        self._run = Run.create_empty(RUN_ID)
+        self._replies: dict[str, Message] = {}
+        self._contexts = {
+            FIRST_CLIENT_NODE + client: Context(
+                run_id=RUN_ID,
+                node_id=FIRST_CLIENT_NODE + client,
+                node_config={"partition-id": client, "num-partitions": count},
+                state=RecordDict(),
+                run_config=run_config,
+            )
+            for client in range(count)
+        }
+        _take_identity()
+
+    def set_run(self, run: Run) -> None:
+        """Take another Run object; nothing here depends on it."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run, empty but for its id."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message as Flower's own grids make it."""
+        return Message(
+            content,
+            dst_node_id=dst_node_id,
+            message_type=message_type,
+            group_id=group_id,
+            ttl=ttl,
+        )
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes of all clients."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Answer each message now; the replies wait to be pulled."""
+        return [self._deliver(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies to these messages, each once."""
+        wanted = [message_id for message_id in message_ids if message_id in self._replies]
+        return [self._replies.pop(message_id) for message_id in wanted]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Every message answered, in order; the timeout cannot pass in process."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _deliver(self, message: Message) -> str:
+        message_id = f"{message.metadata.message_type}-{len(self._replies)}"
+        node = message.metadata.dst_node_id
+        self._on_message(message.metadata.message_type, node - FIRST_CLIENT_NODE)
+        try:
+            reply = self._app(message, self._contexts[node])
+        except Exception as error:  # as Flower does: one client's crash is that client's reply
+            reply = Message(
+                Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message
+            )
+        self._replies[message_id] = reply
+        return message_id
+
+
+def _take_identity() -> None:
+    """Messages can only be made by a task; outside Flower's processes this process is one."""
+    TaskIdentity.task_id = RUN_ID
+    TaskIdentity.run_id = RUN_ID
+    TaskIdentity.node_id = SERVER_NODE

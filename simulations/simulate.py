@@ -1,0 +1,88 @@
+"""One federation on one machine, in process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import Context, RecordDict
+
+from adapters.errors import UsageError
+from settings.keys import flatten
+from settings.run import RunSettings
+from settings.site import client_name
+from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
+from strategies.registry import make_strategy, refuse_ranks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a simulation is about to do; every number is counted, not estimated."""
+
+    model: str
+    parameters: int
+    modules: int
+    device: str
+    train_examples: list[int]
+    held_out_examples: int
+    cut: int
+    """Training examples whose response lost its end to the context."""
+    dropped: int
+    """Training examples that the context left no room for."""
+
+
+def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phase: None) -> Plan:
+    """Load model and data and check that the run can be done, before anything is written.
+
+    Raises UsageError for whatever cannot work: ranks, target modules, fields, empty clients.
+    """
+    strategy = make_strategy(settings.strategy.name, settings.strategy.energy)
+    ranks = {client_name(k): rank for k, rank in enumerate(settings.ranks())}
+    refuse_ranks(settings.strategy.name, strategy, ranks)
+    on_phase("importing torch, transformers and peft")
+    from tasks.partition import federate, global_held_out
+    from tasks.tuned_model import resident_model
+
+    on_phase("loading the base model")
+    tuned = resident_model(settings.model, settings.lora)
+    for rank in ranks.values():
+        tuned.check_rank(rank)
+    on_phase("reading the data")
+    federation = federate(settings.data, settings.clients.count, settings.seed)
+    if settings.evaluate.server:
+        tuned.encode(
+            global_held_out(
+                settings.data, settings.clients.count, settings.seed, settings.evaluate.max_examples
+            ),
+            settings.data,
+        )
+    on_phase("tokenizing")
+    encodings = [tuned.encode(part.train, settings.data) for part in federation.parts]
+    return Plan(
+        model=settings.model.path,
+        parameters=sum(parameter.numel() for parameter in tuned.model.parameters()),
+        modules=len(tuned.targets),
+        device=str(tuned.device),
+        train_examples=[len(encoding.examples) for encoding in encodings],
+        held_out_examples=len(federation.held_out),
+        cut=sum(encoding.cut for encoding in encodings),
+        dropped=sum(encoding.dropped for encoding in encodings),
+    )
+
+
+def simulate(
+    settings: RunSettings, on_message: Callable[[str, int], None] = lambda kind, client: None
+) -> None:
+    """Run the ServerApp against in-process clients; the observer in force hears of each round.
+
+    on_message: called with (message type, client number) as each client starts on a message.
+    """
+    from client.app import app as client_app
+    from server.app import app as server_app
+
+    if settings.clients.min_replies > settings.clients.count:
+        raise UsageError(
+            f"clients.min-replies is {settings.clients.min_replies}, but there are only "
+            f"{settings.clients.count} clients"
+        )
+    run_config = flatten(settings)
+    grid = InProcessGrid(client_app, settings.clients.count, run_config, on_message)
+    server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config)))

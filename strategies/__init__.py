@@ -1,0 +1,1 @@
+"""One file for each aggregation method: pure arithmetic on adapters."""

@@ -1,0 +1,1 @@
+"""What is tuned, and on what: base model, data, partition, prompt, metric."""

@@ -1,0 +1,169 @@
+"""The common base model: found, checked and loaded once for each process.
+
+Any causal language model that transformers can load, from a folder or a hub id; `embedded` is the
+small one that this project ships and pretrained itself (tasks/stdlib_lm/README.md).
+"""
+
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from adapters.errors import UsageError, listing
+from settings.run import EMBEDDED
+
+EMBEDDED_FOLDER = Path("tasks", "stdlib_lm")
+FINGERPRINT_VALUES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A loaded model with its tokenizer, and what identifies it."""
+
+    model: Any
+    tokenizer: Any
+    path: str
+    identity: str
+    """Hash of architecture, tensor names, shapes and a sample of every tensor's values."""
+    context: int
+    """The longest sequence that the model takes."""
+
+
+def embedded_model_path() -> Path:
+    """Where the embedded base lies.
+
+    A Flower app bundle carries code but no weights, so beside the bundle's code there is none: then
+    it is that of the installed project.
+    """
+    for root in _project_roots():
+        if (root / EMBEDDED_FOLDER / "model.safetensors").is_file():
+            return root / EMBEDDED_FOLDER
+    raise UsageError(
+        "the embedded base model is not beside the code and bouquet is not installed here: install "
+        "the project (pip install .), or name a model with model.path or the site's model-path"
+    )
+
+
+def _project_roots() -> Iterator[Path]:
+    yield Path(__file__).resolve().parent.parent
+    try:
+        installed = importlib.metadata.distribution("bouquet")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    yield Path(str(installed.locate_file("")))
+    if origin := installed.read_text("direct_url.json"):  # an editable install: its source folder
+        yield Path(unquote(urlparse(json.loads(origin)["url"]).path))
+
+
+def load_base_model(path: str, dtype: str, device: str) -> BaseModel:
+    """Load model and tokenizer, frozen and in evaluation mode.
+
+    Raises UsageError where there is no such model, or it is not a causal language model.
+    """
+    place = str(embedded_model_path()) if path == EMBEDDED else str(Path(path).expanduser())
+    if not Path(place).is_dir():
+        place = path  # a hub id
+        if path.startswith((".", "/", "~")) or os.environ.get("HF_HUB_OFFLINE") == "1":
+            raise UsageError(f"model.path names {path!r}, where there is no folder")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(place)
+        _check_causal(config, path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            place, config=config, dtype=getattr(torch, dtype)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"no causal language model can be loaded from {path!r}: {first} (expected a folder "
+            "with config.json, weights and tokenizer, or a hub id)"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False)
+    model.eval()
+    model.config.use_cache = False
+    return BaseModel(
+        model.to(choose_device(device)),
+        tokenizer,
+        path=place,
+        identity=_fingerprint(model),
+        context=int(getattr(config, "max_position_embeddings", 1 << 30) or 1 << 30),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one and the CPU elsewhere; any other name is torch's own."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {name} was asked for, but torch sees no CUDA here: take cpu")
+    return device
+
+
+def _check_causal(config: Any, path: str) -> None:
+    named = list(getattr(config, "architectures", None) or [])
+    known = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    causal = not named or any("CausalLM" in name or "LMHeadModel" in name for name in named)
+    if not known or not causal:
+        raise UsageError(
+            f"{path} is not a causal language model: its config names {listing(named) or 'nothing'} "
+            f"(model_type {config.model_type}). Expected a ...ForCausalLM."
+        )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)].to(torch.float32).cpu().numpy()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + np.ascontiguousarray(sample).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def find_target_modules(model: nn.Module, targets: str) -> list[str]:
+    """Full names of the linear layers that `lora.target-modules` asks for, sorted.
+
+    targets: `all-linear` (every linear layer but the output head), or names with commas; a name
+    stands for every layer that it is the last part of.
+
+    Raises UsageError for a name that matches no linear layer, with the nearest ones.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    if targets.strip() == "all-linear":
+        return sorted(linear)
+    found: set[str] = set()
+    for target in (part.strip() for part in targets.split(",")):
+        matches = {name for name in linear if name == target or name.endswith(f".{target}")}
+        if not matches or not target:
+            kinds = sorted({name.rpartition(".")[2] for name in linear})
+            near = difflib.get_close_matches(target, kinds, n=3, cutoff=0.3) or kinds
+            raise UsageError(
+                f"lora.target-modules: {target!r} matches no linear layer of this model; the "
+                f"nearest are {listing(near)}. All of them: all-linear."
+            )
+        found |= matches
+    return sorted(found)

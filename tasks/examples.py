@@ -1,0 +1,113 @@
+"""The examples of a run: the embedded docstrings, or a person's own files."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapters.errors import UsageError, listing
+from settings.run import EMBEDDED, DataSettings
+from tasks.standard_library import read_docstrings
+
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn: after `prompt` comes `response`."""
+
+    prompt: str
+    response: str
+    group: str
+    """Value of the field that partitions go by; the file it came from under `files`."""
+
+
+def read_examples(data: DataSettings, path: str | None = None) -> list[Example]:
+    """All examples at `path` (default: data.path), in a fixed order.
+
+    Raises UsageError where a file is missing or of no known kind, or a mapped field is not there.
+    """
+    source = path or data.path
+    if source == EMBEDDED:
+        return list(_embedded())
+    examples: list[Example] = []
+    for file in _files(source):
+        examples += _read_file(file, data)
+    if not examples:
+        raise UsageError(f"{source} holds no examples")
+    return examples
+
+
+@lru_cache(maxsize=1)
+def _embedded() -> tuple[Example, ...]:
+    """The standard library's docstrings, exact repetitions left out."""
+    unique = {(doc.code, doc.text): doc for doc in reversed(read_docstrings())}
+    return tuple(Example(d.code, d.text, d.package) for d in reversed(unique.values()))
+
+
+def _files(source: str) -> list[Path]:
+    files: list[Path] = []
+    for part in source.split(","):
+        path = Path(part.strip()).expanduser()
+        if path.is_dir():
+            files += sorted(file for file in path.iterdir() if file.suffix in READERS)
+        elif not path.is_file():
+            raise UsageError(f"data.path names {part.strip()!r}, where there is no file or folder")
+        elif path.suffix not in READERS:
+            raise UsageError(f"data must be {', '.join(READERS)}; got {path.name}")
+        else:
+            files.append(path)
+    if not files:
+        raise UsageError(f"no {', '.join(READERS)} file in {source}")
+    return files
+
+
+def _read_file(file: Path, data: DataSettings) -> list[Example]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(READERS[file.suffix], data_files=str(file), split="train")
+    except Exception as error:  # the library raises many kinds for one bad file
+        cause = error.__cause__ or error
+        raise UsageError(f"{file} cannot be read as {file.suffix}: {cause}") from error
+    wanted = [data.text] if data.text else [data.prompt, data.response]
+    if data.partition == "dirichlet" or (data.partition == "natural" and data.field):
+        wanted.append(data.field)
+    for name in wanted:
+        if name not in rows.column_names:
+            raise UsageError(_missing_field(file, name, rows.column_names))
+    return [_example(row, data, file) for row in rows]
+
+
+def _missing_field(file: Path, name: str, columns: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, columns, n=1)
+    return (
+        f"{file.name} has no field {name!r}; its fields are {listing(columns)}"
+        + (f" (nearest: {near[0]})" if near else "")
+        + ". Map them with data.prompt and data.response, or data.text for running text"
+        + "; partition by data.field, or with data.partition=iid."
+    )
+
+
+def _example(row: Mapping[str, Any], data: DataSettings, file: Path) -> Example:
+    group = str(file) if data.partition == "files" else str(row.get(data.field, ""))
+    if data.text:
+        return Example("", str(row[data.text] or ""), group)
+    return Example(str(row[data.prompt] or ""), str(row[data.response] or ""), group)
+
+
+def choose(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
+    """At most `limit` of the examples (0: all), drawn by seed, in their order.
+
+    >>> choose([Example("a", "b", ""), Example("c", "d", "")], limit=1, seed=0)[0].prompt
+    'c'
+    """
+    if limit == 0 or limit >= len(examples):
+        return list(examples)
+    chosen = np.random.default_rng([seed, 1]).permutation(len(examples))[:limit]
+    return [examples[index] for index in sorted(chosen)]

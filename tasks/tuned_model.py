@@ -1,0 +1,250 @@
+"""One base model, resident in the process, with slots into which adapters are swapped.
+
+PEFT holds the LoRA layers. There is one slot for each rank that was ever needed, not one for each
+client; a client's factors are copied into the slot of their rank and read back after training.
+`merged` is added to the frozen weights themselves, always onto the pristine ones, so that nothing
+accumulates in the base.
+"""
+
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from adapters.adapter import Adapter, Factors
+from adapters.errors import UsageError
+from settings.run import DataSettings, LoraSettings, ModelSettings
+from settings.site import Site
+from tasks.base_model import find_target_modules, load_base_model
+from tasks.encoding import IGNORED, Batch, Encoded, Encoding, collate, encode
+from tasks.examples import Example
+
+EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """Mean loss over target tokens, in nats."""
+
+    loss: float
+    tokens: int
+
+
+class TunedModel:
+    """The base model with LoRA layers in its target modules."""
+
+    def __init__(self, settings: ModelSettings, targets: str) -> None:
+        self.base = load_base_model(settings.path, settings.dtype, settings.device)
+        self.model: Any = self.base.model
+        self.targets = find_target_modules(self.model, targets)
+        self.device = next(self.model.parameters()).device
+        self._keeps_last_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self._conv1d = isinstance(self.model.get_submodule(self.targets[0]), Conv1D)
+        self.shapes = {name: self._shape(self.model.get_submodule(name)) for name in self.targets}
+        self._layers: dict[str, Any] = {}
+        self._pristine: dict[str, torch.Tensor] = {}
+        self._merged: Adapter | None = None
+        self._slots: set[str] = set()
+        self._encodings: dict[tuple[int, DataSettings], tuple[Sequence[Example], Encoding]] = {}
+
+    def _shape(self, layer: nn.Module) -> tuple[int, int]:
+        rows, columns = layer.weight.shape  # type: ignore[union-attr,misc]
+        return (int(columns), int(rows)) if self._conv1d else (int(rows), int(columns))
+
+    def check_rank(self, rank: int) -> None:
+        """UsageError where a rank exceeds what a module's matrix can have."""
+        for name, shape in self.shapes.items():
+            if rank > min(shape):
+                raise UsageError(
+                    f"rank {rank} is more than module {name} of shape {shape[0]} x {shape[1]} can "
+                    f"have: take at most {min(min(s) for s in self.shapes.values())}, or leave "
+                    "that module out of lora.target-modules"
+                )
+
+    def merge(self, merged: Adapter | None) -> None:
+        """Set the base weights to W + delta(merged), from the pristine W; None restores W."""
+        if merged is self._merged:
+            return
+        for name in self.targets:
+            weight = self._base_layer(name).weight
+            if name not in self._pristine:
+                self._pristine[name] = weight.detach().clone()
+            full = self._pristine[name].float()
+            if merged is not None:
+                b, a = (torch.from_numpy(f).to(self.device) for f in (merged[name].b, merged[name].a))
+                delta = merged[name].scale * (b @ a)
+                full = full + (delta.T if self._conv1d else delta)
+            weight.data.copy_(full)
+        self._merged = merged
+
+    @contextmanager
+    def adapted(self, adapter: Adapter | None, dropout: float = 0.0) -> Iterator["LoraSlot | None"]:
+        """The model with this adapter in its slot; without one, the (merged) base alone."""
+        if adapter is None:
+            self._activate([])
+            yield None
+            return
+        slot = self._slot(adapter, dropout)
+        slot.write(adapter)
+        self._activate([slot.name])
+        try:
+            yield slot
+        finally:
+            slot.freeze()
+            self._activate([])
+
+    def _slot(self, adapter: Adapter, dropout: float) -> "LoraSlot":
+        rank = adapter.rank
+        name = f"rank-{rank}-dropout-{dropout:g}".replace(".", "_")
+        if name not in self._slots:
+            config = peft.LoraConfig(
+                r=rank,
+                lora_alpha=rank,
+                lora_dropout=dropout,
+                target_modules=self.targets,
+                fan_in_fan_out=self._conv1d,
+                init_lora_weights=False,
+            )
+            with warnings.catch_warnings():  # that there is more than one adapter is the point
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                peft.inject_adapter_in_model(config, self.model, adapter_name=name)
+            self._slots.add(name)
+            self._layers = {target: self.model.get_submodule(target) for target in self.targets}
+        return LoraSlot(name, self._layers)
+
+    def _activate(self, names: list[str]) -> None:
+        for layer in self._layers.values():
+            layer.enable_adapters(bool(names))
+            if names:
+                layer.set_adapter(names)
+
+    def _base_layer(self, name: str) -> Any:
+        layer = self.model.get_submodule(name)
+        return layer.get_base_layer() if isinstance(layer, peft.tuners.lora.LoraLayer) else layer
+
+    def encode(self, examples: Sequence[Example], data: DataSettings) -> Encoding:
+        """Token ids of these examples, kept for the next round; UsageError where none fits."""
+        if data.context > self.base.context:
+            raise UsageError(
+                f"data.context is {data.context} tokens, but {self.base.path} takes at most "
+                f"{self.base.context}: set data.context={self.base.context} or less"
+            )
+        kept = self._encodings.get((id(examples), data))
+        if kept is None:
+            encoding = encode(self.base.tokenizer, examples, data)
+            if not encoding.examples:
+                raise UsageError(
+                    f"none of {len(examples)} examples leaves room for a response within "
+                    f"data.context={data.context} tokens: raise it, or lower data.max-prompt"
+                )
+            kept = self._encodings[id(examples), data] = (examples, encoding)
+        return kept[1]
+
+    def batch(self, examples: Sequence[Encoded]) -> Batch:
+        """These examples as one padded batch on the model's device."""
+        return collate(examples, self.base.tokenizer.pad_token_id or 0, self.device)
+
+    def loss_sum(self, batch: Batch) -> torch.Tensor:
+        """Summed cross-entropy over the batch's target tokens, in nats; float32, differentiable.
+
+        Logits are computed from the first target on, and the loss at target positions only.
+        """
+        keep = batch.input_ids.shape[1] - batch.first_target + 1
+        last = {"logits_to_keep": keep} if self._keeps_last_logits else {}
+        output = self.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, **last
+        )
+        labels = batch.labels[:, batch.first_target :]
+        logits = output.logits[:, -keep:-1]
+        wanted = labels != IGNORED
+        return functional.cross_entropy(logits[wanted].float(), labels[wanted], reduction="sum")
+
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[Encoded]) -> HeldOutLoss:
+        """Mean loss per target token of the model as it stands, shortest examples first."""
+        self.model.eval()
+        order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
+        total, tokens = 0.0, 0
+        for at in range(0, len(order), EVALUATION_BATCH):
+            batch = self.batch([examples[i] for i in order[at : at + EVALUATION_BATCH]])
+            total += float(self.loss_sum(batch))
+            tokens += batch.targets
+        return HeldOutLoss(total / tokens, tokens)
+
+    def evaluate_global(
+        self, merged: Adapter | None, start: Adapter | None, examples: Sequence[Encoded]
+    ) -> HeldOutLoss:
+        """Held-out loss of W + delta(merged) + delta(start)."""
+        self.merge(merged)
+        with self.adapted(start):
+            return self.evaluate(examples)
+
+
+class LoraSlot:
+    """The LoRA layers of one rank: written, trained, read back."""
+
+    def __init__(self, name: str, layers: dict[str, Any]) -> None:
+        self.name = name
+        self._layers = layers
+
+    def write(self, adapter: Adapter) -> None:
+        """Copy the factors in; the layer's scaling becomes the adapter's scale."""
+        with torch.no_grad():
+            for target, layer in self._layers.items():
+                factors = adapter[target]
+                layer.lora_A[self.name].weight.copy_(torch.from_numpy(factors.a))
+                layer.lora_B[self.name].weight.copy_(torch.from_numpy(factors.b))
+                layer.scaling[self.name] = factors.scale
+
+    def read(self) -> Adapter:
+        """A copy of the factors as they stand."""
+        modules = {}
+        for target, layer in self._layers.items():
+            a, b = (
+                half[self.name].weight.detach().float().cpu().numpy().copy()
+                for half in (layer.lora_A, layer.lora_B)
+            )
+            modules[target] = Factors(a, b, float(layer.scaling[self.name]))
+        return Adapter(modules)
+
+    def parameters(self, trains: str) -> list[nn.Parameter]:
+        """The factors to train: `A`, `B` or `both`; the others of this slot stay frozen."""
+        chosen: list[nn.Parameter] = []
+        for layer in self._layers.values():
+            for half, letter in ((layer.lora_A, "A"), (layer.lora_B, "B")):
+                weight = half[self.name].weight
+                weight.requires_grad_(trains in (letter, "both"))
+                chosen += [weight] if weight.requires_grad else []
+        return chosen
+
+    def freeze(self) -> None:
+        """No gradients, and none left over."""
+        for layer in self._layers.values():
+            for half in (layer.lora_A, layer.lora_B):
+                half[self.name].weight.requires_grad_(False)
+                half[self.name].weight.grad = None
+
+
+@lru_cache(maxsize=1)
+def _resident(settings: ModelSettings, targets: str) -> TunedModel:
+    return TunedModel(settings, targets)
+
+
+def resident_model(model: ModelSettings, lora: LoraSettings, site: Site | None = None) -> TunedModel:
+    """The one model of this process for these settings; what the site owns wins."""
+    if site is not None:
+        model = ModelSettings(
+            path=site.model_path or model.path,
+            dtype=model.dtype,
+            device=site.device or model.device,
+        )
+    return _resident(model, lora.target_modules)
