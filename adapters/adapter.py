@@ -54,7 +54,7 @@ class Factors:
     @property
     def rank(self) -> int:
         """r, the number of rows of A."""
-        return self.a.shape[0]
+        return int(self.a.shape[0])
 
     @property
     def shape(self) -> tuple[int, int]:

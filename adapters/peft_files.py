@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, FloatArray
 from adapters.errors import AdapterError
 
 
@@ -24,7 +24,7 @@ def write_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
     """
     if not adapter:
         raise AdapterError("there is no module in this adapter: nothing to write")
-    tensors: dict[str, np.ndarray] = {}  # type: ignore[type-arg]
+    tensors: dict[str, FloatArray] = {}
     ranks = {}
     for name, factors in adapter.items():
         m, n = factors.shape

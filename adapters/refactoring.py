@@ -120,7 +120,7 @@ def singular_values(adapter: Adapter) -> dict[str, DoubleArray]:
 
 
 def effective_rank(singular_values: npt.ArrayLike) -> float:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli, EUSIPCO 2007).
+    """Exp of the entropy of the normalised singular values (Roy & Vetterli, EUSIPCO 2007).
 
     Between 1 (one direction) and the number of values (all equal); 0 for a zero delta.
 

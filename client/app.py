@@ -9,7 +9,9 @@ answers with an adapter. The same object runs in process, under Flower's simulat
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -32,8 +34,9 @@ def _answer(handler: Callable[[RecordDict, Context], RecordDict]) -> Callable[..
         try:
             content = handler(message.content, context)
         except BouquetError as error:
-            reason = {"reason": str(error), "client": parse_site(context.node_config).name}
-            content = RecordDict({"failure": ConfigRecord(reason)})
+            name = parse_site(context.node_config).name
+            failure = ConfigRecord({"reason": str(error), "client": name})
+            content = RecordDict({"failure": failure})
         return Message(content, reply_to=message)
 
     return answer
@@ -72,11 +75,9 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     from client.site import open_workplace, starting_factors
     from client.training import train as train_locally
 
-    instruction = dict(content["instruction"])
-    lora = parse(LoraSettings, instruction, "lora.")
-    local = parse(LocalSettings, instruction, "local.")
-    place = open_workplace(context, lora)
-    _check_base(instruction["base"], place.tuned.base.identity)
+    told = _read_instruction(content)
+    place = open_workplace(context, told.lora)
+    _check_base(told.base, place.tuned.base.identity)
     examples = place.training_examples()
     place.tuned.merge(_global_part(content, "merged"))
     trained = train_locally(
@@ -86,18 +87,18 @@ def train(content: RecordDict, context: Context) -> RecordDict:
             _global_part(content, "start"),
             place.tuned.shapes,
             place.rank,
-            lora.scale_of(place.rank),
-            instruction["seed"],
+            told.lora.scale_of(place.rank),
+            told.seed,
         ),
-        local,
-        instruction["seed"],
-        instruction["trains"],
-        lora.dropout,
+        told.local,
+        told.seed,
+        told.trains,
+        told.lora.dropout,
     )
     return RecordDict(
         {
-            "adapter": to_record(pack(trained.adapter, instruction["wire-dtype"])),
-            "reply": ConfigRecord({"round": instruction["round"], "base": instruction["base"]}),
+            "adapter": to_record(pack(trained.adapter, told.wire_dtype)),
+            "reply": ConfigRecord({"round": told.round, "base": told.base}),
             "metrics": MetricRecord(
                 {
                     "num-examples": len(examples),
@@ -118,23 +119,50 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
     """Loss of the global model on the examples that this site holds out."""
     from client.site import open_workplace
 
-    instruction = dict(content["instruction"])
-    place = open_workplace(context, parse(LoraSettings, instruction, "lora."))
-    _check_base(instruction["base"], place.tuned.base.identity)
+    told = _read_instruction(content)
+    place = open_workplace(context, told.lora)
+    _check_base(told.base, place.tuned.base.identity)
     examples = place.held_out_examples()
     result = place.tuned.evaluate_global(
         _global_part(content, "merged"), _global_part(content, "start"), examples
     )
-    metrics = {"num-examples": len(examples), "loss": result.loss, "tokens": result.tokens}
     return RecordDict(
         {
-            "reply": ConfigRecord({"round": instruction["round"], "base": instruction["base"]}),
-            "metrics": MetricRecord(metrics),
+            "reply": ConfigRecord({"round": told.round, "base": told.base}),
+            "metrics": MetricRecord(
+                {"num-examples": len(examples), "loss": result.loss, "tokens": result.tokens}
+            ),
         }
     )
 
 
-def _check_base(wanted: object, own: str) -> None:
+@dataclass(frozen=True)
+class Instruction:
+    """What the server tells a client to do."""
+
+    round: int
+    seed: int
+    trains: str
+    base: str
+    wire_dtype: str
+    lora: LoraSettings
+    local: LocalSettings
+
+
+def _read_instruction(content: RecordDict) -> Instruction:
+    told: Any = content["instruction"]
+    return Instruction(
+        round=told["round"],
+        seed=told["seed"],
+        trains=told["trains"],
+        base=told["base"],
+        wire_dtype=told["wire-dtype"],
+        lora=parse(LoraSettings, told, "lora."),
+        local=parse(LocalSettings, told, "local."),
+    )
+
+
+def _check_base(wanted: str, own: str) -> None:
     if wanted != own:
         raise BouquetError(
             f"the run's base model is {wanted}, but this site's is {own}: both must be the same "

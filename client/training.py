@@ -151,7 +151,7 @@ def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return device.type == "cpu" and bool(supported())
 
@@ -167,9 +167,7 @@ def _groups(
             yield batches[at : at + local.accumulation]
 
 
-def _backward(
-    tuned: TunedModel, batches: Sequence[Batch], tokens: int, bfloat16: bool
-) -> float:
+def _backward(tuned: TunedModel, batches: Sequence[Batch], tokens: int, bfloat16: bool) -> float:
     """Accumulate the gradient of the mean loss over all batches of a step; return that mean."""
     total = torch.zeros((), device=tuned.device)
     for batch in batches:

@@ -187,7 +187,9 @@ def check_adapter(adapter: Adapter, member: Member, roster: Roster) -> None:
     """AdapterError unless the adapter fits the base model, the client's rank and sane numbers."""
     if adapter.shapes != dict(roster.shapes):
         odd = set(adapter.shapes.items()) ^ set(roster.shapes.items())
-        raise AdapterError(f"modules or shapes differ from the base model's: {listing(sorted(odd))}")
+        raise AdapterError(
+            f"modules or shapes differ from the base model's: {listing(sorted(odd))}"
+        )
     for name, factors in adapter.items():
         if factors.rank != member.rank:
             raise AdapterError(f"{name} has rank {factors.rank}; this client's is {member.rank}")
@@ -195,4 +197,6 @@ def check_adapter(adapter: Adapter, member: Member, roster: Roster) -> None:
             raise AdapterError(f"{name} has scale {factors.scale:g}; expected (0, {MAX_SCALE:g}]")
         largest = max(float(np.abs(half).max(initial=0.0)) for half in (factors.a, factors.b))
         if largest > MAX_FACTOR:
-            raise AdapterError(f"{name} holds {largest:g}; trained factors stay below {MAX_FACTOR:g}")
+            raise AdapterError(
+                f"{name} holds {largest:g}; trained factors stay below {MAX_FACTOR:g}"
+            )

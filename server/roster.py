@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -52,10 +53,14 @@ def call_roster(grid: Grid, at_least: int, timeout: float) -> Roster:
     deadline = time.monotonic() + timeout
     while len(nodes := sorted(grid.get_node_ids())) < at_least:
         if time.monotonic() > deadline:
-            raise UsageError(f"{len(nodes)} clients connected within {timeout:g} s; {at_least} needed")
+            raise UsageError(
+                f"{len(nodes)} clients connected within {timeout:g} s; {at_least} needed"
+            )
         time.sleep(POLL_SECONDS)
     asked = [
-        Message(RecordDict({"ask": ConfigRecord()}), dst_node_id=node, message_type=MessageType.QUERY)
+        Message(
+            RecordDict({"ask": ConfigRecord()}), dst_node_id=node, message_type=MessageType.QUERY
+        )
         for node in nodes
     ]
     return roster_from_replies(grid.send_and_receive(asked, timeout=timeout))
@@ -91,16 +96,14 @@ def roster_from_replies(replies: Iterable[Message]) -> Roster:
 
 
 def _member(reply: Message) -> Member:
-    site = reply.content["site"]
-    if not isinstance(site, ConfigRecord):
-        raise TypeError("'site' is not a ConfigRecord")
-    columns = zip(site["modules"], site["rows"], site["columns"], strict=True)  # type: ignore[arg-type]
+    site: Any = reply.content["site"]
+    columns = zip(site["modules"], site["rows"], site["columns"], strict=True)
     member = Member(
         name=str(site["client"])[:80],
-        number=int(site["number"]),  # type: ignore[arg-type]
+        number=int(site["number"]),
         node_id=reply.metadata.src_node_id,
-        rank=int(site["rank"]),  # type: ignore[arg-type]
-        num_examples=int(site["num-examples"]),  # type: ignore[arg-type]
+        rank=int(site["rank"]),
+        num_examples=int(site["num-examples"]),
         base=str(site["base"])[:80],
         shapes=tuple(sorted((str(name), int(m), int(n)) for name, m, n in columns)),
     )
@@ -114,6 +117,8 @@ def _distinct_names(members: list[Member]) -> list[Member]:
     """Clients that share a name are told apart by their node."""
     times = Counter(member.name for member in members)
     return [
-        replace(member, name=f"{member.name}@{member.node_id}") if times[member.name] > 1 else member
+        replace(member, name=f"{member.name}@{member.node_id}")
+        if times[member.name] > 1
+        else member
         for member in members
     ]

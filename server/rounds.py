@@ -57,8 +57,8 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
 def _check_same_base(state: ServerState, roster: Roster) -> None:
     if state.base != roster.base or dict(state.shapes) != dict(roster.shapes):
         raise UsageError(
-            f"the run was begun on base model {state.base}, but the clients now have {roster.base}: "
-            "a resumed run needs the same base and target modules"
+            f"the run was begun on base model {state.base}, but the clients now have "
+            f"{roster.base}: a resumed run needs the same base and target modules"
         )
 
 
@@ -71,11 +71,7 @@ def _begin(
     observer: RunObserver,
 ) -> ServerState:
     """Round 0: the base model's loss, and the state that round 1 begins from."""
-    rank = max(roster.ranks.values())
-    fresh = draw(
-        roster.shapes, rank, derive_seed(settings.seed, "start"), settings.lora.scale_of(rank)
-    )
-    model = strategy.begin(fresh)
+    model = begin_model(settings, strategy, roster)
     began = time.perf_counter()
     held_out, _ = _evaluate(settings, grid, model, 0, roster, observer)
     record = base_record(held_out) | {"evaluate_seconds": time.perf_counter() - began}
@@ -83,6 +79,13 @@ def _begin(
     folder.save(state)
     observer.round_finished(record, [])
     return state
+
+
+def begin_model(settings: RunSettings, strategy: Strategy, roster: Roster) -> GlobalModel:
+    """What the clients receive in round 1: drawn at the largest rank, from the run's seed."""
+    rank = max(roster.ranks.values())
+    seed, scale = derive_seed(settings.seed, "start"), settings.lora.scale_of(rank)
+    return strategy.begin(draw(roster.shapes, rank, seed, scale))
 
 
 def _play_round(
@@ -98,9 +101,7 @@ def _play_round(
     server_round = state.round + 1
     seconds: dict[str, float] = {}
     began = time.perf_counter()
-    cohort = sample_cohort(
-        roster.members, settings.clients.fraction, settings.seed, server_round
-    )
+    cohort = sample_cohort(roster.members, settings.clients.fraction, settings.seed, server_round)
     observer.round_started(server_round, cohort)
     with _timed(seconds, "train_seconds"):
         sent = broadcast(state.model, settings.wire.dtype)
@@ -115,9 +116,7 @@ def _play_round(
     with _timed(seconds, "aggregate_seconds"):
         model = strategy.aggregate(state.model, updates)
     with _timed(seconds, "telemetry_seconds"):
-        record = round_record(
-            server_round, state.model, model, sent, replies, updates, rejected
-        )
+        record = round_record(server_round, state.model, model, sent, replies, updates, rejected)
     if server_round % settings.evaluate.every == 0 or server_round == settings.rounds:
         with _timed(seconds, "evaluate_seconds"):
             held_out, unheard = _evaluate(settings, grid, model, server_round, roster, observer)

@@ -1,9 +1,9 @@
 """A run's folder: configuration, one line a round, state, adapter.
 
-    runs/NAME/config.toml     everything needed to repeat the run, versions included
-    runs/NAME/rounds.jsonl    one JSON object a round, round 0 being the base model
-    runs/NAME/state/          see server/state.py
-    runs/NAME/adapter/        the global model as a PEFT adapter
+runs/NAME/config.toml     everything needed to repeat the run, versions included
+runs/NAME/rounds.jsonl    one JSON object a round, round 0 being the base model
+runs/NAME/state/          see server/state.py
+runs/NAME/adapter/        the global model as a PEFT adapter
 """
 
 import importlib.metadata
@@ -71,8 +71,8 @@ class RunFolder:
         if self._log_path.exists():
             if self._log_path.stat().st_size < length:
                 raise BouquetError(
-                    f"{self._log_path} is shorter than when round {state.round if state else 0} was "
-                    "saved: it was changed since"
+                    f"{self._log_path} is shorter than when its newest round was saved: it was "
+                    "changed since, and the run cannot go on"
                 )
             os.truncate(self._log_path, length)
         return state

@@ -1,4 +1,4 @@
-"""The server's state is a value; saving it after each round is the checkpoint, loading it the resume.
+"""The server's state is a value; saving it after each round is the checkpoint.
 
     state/round-0003/manifest.json        round, base, shapes, length of rounds.jsonl, hashes
     state/round-0003/merged.safetensors   where there is one

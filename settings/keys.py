@@ -160,7 +160,7 @@ def read_assignment(text: str) -> tuple[str, Value]:
         raise UsageError(f"--set expects key=value, such as local.max-steps=4; got {text!r}")
     try:
         parsed = flatten_tables(tomllib.loads(f"value = {value}"))
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, UsageError):  # such as a date, which no key takes
         return name.strip(), value
     return name.strip(), parsed.get("value", value)
 
@@ -172,5 +172,3 @@ def coerce(values: Mapping[str, Value], section: Any) -> dict[str, Value]:
         name: str(value) if name in textual and type(value) in (int, float) else value
         for name, value in values.items()
     }
-
-

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from adapters.errors import UsageError
 from settings.keys import Value, coerce, flatten_tables, key, parse
@@ -82,9 +83,7 @@ class ModelSettings:
     path: str = key(
         "A folder or hub id of a causal language model; 'embedded' is the small one shipped here."
     )
-    dtype: str = key(
-        "Number format of the frozen base.", one_of=("float32", "bfloat16", "float16")
-    )
+    dtype: str = key("Number format of the frozen base.", one_of=("float32", "bfloat16", "float16"))
     device: str = key("Where to train: auto takes CUDA where there is one. A site may override.")
 
 
@@ -157,7 +156,7 @@ class LoraSettings:
         return ranks[client % len(ranks)]
 
     def scale_of(self, rank: int) -> float:
-        """s = alpha / r, or alpha / sqrt(r) under rsLoRA."""
+        """S = alpha / r, or alpha / sqrt(r) under rsLoRA."""
         alpha, per_rank = parse_alpha(self.alpha)
         return (alpha * rank if per_rank else alpha) / (rank**0.5 if self.rslora else rank)
 
@@ -179,7 +178,7 @@ class LocalSettings:
     weight_decay: float = key("Decoupled weight decay on the factors.", at_least=0)
     max_grad_norm: float = key("Gradients are clipped to this norm; 0: never.", at_least=0)
     precision: str = key(
-        "Arithmetic of training: auto is bfloat16 autocast where the GPU or CPU has it in hardware, "
+        "Arithmetic of training: auto is bfloat16 autocast where GPU or CPU have it in hardware, "
         "else float32. Evaluation is always in the base's own format.",
         one_of=("auto", "float32", "bfloat16"),
     )
@@ -209,10 +208,6 @@ class WireSettings:
 class RunSettings:
     """One run, whole."""
 
-    rounds: int = key("Federated rounds.", at_least=1)
-    seed: int = key("Every random choice of the run derives from it.", at_least=0, at_most=2**31)
-    output: str = key("Folder of the run; empty: runs/STRATEGY-NUMBER.")
-    resume: bool = key("Go on with the run that lies in the output folder.")
     strategy: StrategySettings
     clients: ClientsSettings
     model: ModelSettings
@@ -221,6 +216,10 @@ class RunSettings:
     local: LocalSettings
     evaluate: EvaluateSettings
     wire: WireSettings
+    rounds: int = key("Federated rounds.", at_least=1)
+    seed: int = key("Every random choice of the run derives from it.", at_least=0, at_most=2**31)
+    output: str = key("Folder of the run; empty: runs/STRATEGY-NUMBER.")
+    resume: bool = key("Go on with the run that lies in the output folder.")
 
     def ranks(self) -> list[int]:
         """The rank of each simulated client, in order."""
@@ -251,7 +250,7 @@ def run_settings(*layers: Mapping[str, Value]) -> RunSettings:
 
 def _decided(data: DataSettings) -> DataSettings:
     embedded = data.path == EMBEDDED
-    choices = {
+    choices: dict[str, Any] = {
         "partition": "natural" if embedded else "iid",
         "template": EMBEDDED_TEMPLATE if embedded else "{prompt}\n",
         "ending": EMBEDDED_ENDING if embedded else "",

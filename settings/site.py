@@ -41,11 +41,9 @@ def parse_site(node_config: Mapping[str, Value]) -> Site:
     for name in node_config:
         if name not in KNOWN:
             raise UsageError(unknown_key(name, list(KNOWN)))
-    number, rank = node_config.get("partition-id", 0), node_config.get("rank")
-    if not isinstance(number, int) or number < 0:
-        raise UsageError(f"partition-id must be a whole number of at least 0; got {number!r}")
-    if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise UsageError(f"the site's rank must be a whole number of at least 1; got {rank!r}")
+    number = _whole_number(node_config, "partition-id", "partition-id", at_least=0) or 0
+    rank = _whole_number(node_config, "rank", "the site's rank", at_least=1)
+    _whole_number(node_config, "num-partitions", "num-partitions", at_least=1)
     text = {
         name: str(node_config[name])
         for name in ("data-path", "model-path", "device")
@@ -59,3 +57,12 @@ def parse_site(node_config: Mapping[str, Value]) -> Site:
         model_path=text.get("model-path"),
         device=text.get("device"),
     )
+
+
+def _whole_number(
+    node_config: Mapping[str, Value], name: str, what: str, at_least: int
+) -> int | None:
+    value = node_config.get(name)
+    if value is None or (type(value) is int and value >= at_least):  # True is an int, too
+        return value
+    raise UsageError(f"{what} must be a whole number of at least {at_least}; got {value!r}")

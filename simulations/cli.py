@@ -54,9 +54,7 @@ def simulate(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Folder or hub id of any causal language model.", rich_help_panel=WHAT
-        ),
+        typer.Option(help="Folder or hub id of any causal language model.", rich_help_panel=WHAT),
     ] = None,
     data: Annotated[
         str | None,
@@ -128,7 +126,6 @@ def simulate(
     """Federate clients on this machine and watch the held-out loss of the global model.
 
     Examples:
-
       bouquet simulate
 
       bouquet simulate --strategy fedavg --ranks 8 --clients 10
@@ -164,9 +161,7 @@ def _count(ranks: str) -> int | None:
     return len(listed) if len(listed) > 1 else None
 
 
-def _settings(
-    layer: dict[str, Value], config: Path | None, resume: Path | None
-) -> RunSettings:
+def _settings(layer: dict[str, Value], config: Path | None, resume: Path | None) -> RunSettings:
     from server.run_folder import read_config
 
     layers: list[dict[str, Value]] = []

@@ -25,6 +25,7 @@ from simulations.simulate import Plan
 from strategies.registry import make_strategy
 
 COLUMNS = ("round", "train loss", "held-out loss", "up", "down", "noise", "seconds")
+WIDTHS = (7, 12, 15, 11, 11, 11, 10)
 
 
 def human_bytes(count: float) -> str:
@@ -187,4 +188,4 @@ class Display:
 
 
 def _line(cells: Any) -> str:
-    return "".join(f"{cell:>14}" for cell in cells)
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))

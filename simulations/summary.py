@@ -60,7 +60,9 @@ def print_summary(
         + (f"; {failures} replies excluded, see rounds.jsonl" if failures else "")
         + "[/]"
     )
-    others = [name for name in ("fedavg", "zero-padding", "flora") if name != settings.strategy.name]
+    others = [
+        name for name in ("fedavg", "zero-padding", "flora") if name != settings.strategy.name
+    ]
     other = others[0] if len(set(settings.ranks())) == 1 else others[-1]
     if len(set(settings.ranks())) > 1 and settings.strategy.name == "flora":
         other = "zero-padding"

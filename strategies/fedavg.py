@@ -7,7 +7,7 @@ Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024, arXiv 23
     A <- sum_k p_k A_k,   B <- sum_k p_k s_k B_k   (scale 1)
 
 B A contains cross terms p_i p_j s_i B_i A_j that no client trained: the aggregation noise. All
-clients begin from one A, drawn from the run's seed, because factors that began apart do not average.
+clients begin from one A, drawn from the run's seed: factors that began apart do not average.
 """
 
 from collections.abc import Sequence

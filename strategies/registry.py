@@ -36,9 +36,7 @@ def refuse_ranks(name: str, strategy: Strategy, ranks: Mapping[str, int]) -> Non
     by_rank: dict[int, list[str]] = {}
     for client, rank in ranks.items():
         by_rank.setdefault(rank, []).append(client)
-    groups = [
-        f"rank {rank}: {listing(by_rank[rank])}" for rank in sorted(by_rank, reverse=True)
-    ]
+    groups = [f"rank {rank}: {listing(by_rank[rank])}" for rank in sorted(by_rank, reverse=True)]
     others = [other for other in STRATEGIES if make_strategy(other).properties.mixed_ranks]
     raise UsageError(
         f"{name} averages the factors entry by entry and needs one rank for all clients, but they "

@@ -22,7 +22,7 @@ class GlobalModel:
     start: Adapter | None = None
 
     def total(self) -> Adapter | None:
-        """merged + start as one adapter; None while the global model is the base itself."""
+        """Merged + start as one adapter; None while the global model is the base itself."""
         parts = [part for part in (self.merged, self.start) if part is not None]
         return stack(parts, [1.0] * len(parts)) if parts else None
 
@@ -93,7 +93,9 @@ class Noise:
 
 
 def aggregation_noise(before: GlobalModel, after: GlobalModel, increment: Adapter) -> Noise:
-    """||global_after - ideal||_F / ||increment||_F, with ideal = W + delta(merged_before) + increment.
+    """||global_after - ideal||_F / ||increment||_F.
+
+    ideal = W + delta(merged_before) + increment.
 
     increment: `ideal_increment` of the round. Where it is zero, the noise is 0 if the distance is
     zero too (to rounding) and infinite if it is not. Rounding leaves about 1e-7 of

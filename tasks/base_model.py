@@ -125,8 +125,9 @@ def _check_causal(config: Any, path: str) -> None:
     causal = not named or any("CausalLM" in name or "LMHeadModel" in name for name in named)
     if not known or not causal:
         raise UsageError(
-            f"{path} is not a causal language model: its config names {listing(named) or 'nothing'} "
-            f"(model_type {config.model_type}). Expected a ...ForCausalLM."
+            f"{path} is not a causal language model: its config names "
+            f"{listing(named) or 'nothing'} (model_type {config.model_type}). Expected a "
+            "...ForCausalLM."
         )
 
 
@@ -135,11 +136,13 @@ def _fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
         sample = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)].to(torch.float32).cpu().numpy()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + np.ascontiguousarray(sample).tobytes())
+        digest.update(
+            f"{name}{tuple(tensor.shape)}".encode() + np.ascontiguousarray(sample).tobytes()
+        )
     return digest.hexdigest()[:16]
 
 
-def find_target_modules(model: nn.Module, targets: str) -> list[str]:
+def find_target_modules(model: Any, targets: str) -> list[str]:
     """Full names of the linear layers that `lora.target-modules` asks for, sorted.
 
     targets: `all-linear` (every linear layer but the output head), or names with commas; a name
@@ -147,7 +150,7 @@ def find_target_modules(model: nn.Module, targets: str) -> list[str]:
 
     Raises UsageError for a name that matches no linear layer, with the nearest ones.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     linear = [
         name
         for name, module in model.named_modules()

@@ -1,7 +1,7 @@
 """From text to token ids: template, truncation, which tokens count, and batches of like length.
 
-    [ prompt through the template ][ response ][ ending, end of text ][ padding ]
-                                    `------- tokens in the loss ------'
+[ prompt through the template ][ response ][ ending, end of text ][ padding ]
+                                `------- tokens in the loss ------'
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,9 @@ def encode(tokenizer: Any, examples: Sequence[Example], data: DataSettings) -> E
     responses = _ids(tokenizer, endings, special=False)
     encoded, cut, dropped = [], 0, 0
     for prompt, response in zip(prompts, responses, strict=True):
-        whole = [*response, tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else response
+        whole = (
+            [*response, tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else response
+        )
         room = data.context - len(prompt)
         start = len(prompt) if data.loss_on == "response" else 0
         start = max(start, 1)  # the first token has nothing before it to be predicted from

@@ -97,8 +97,13 @@ def _missing_field(file: Path, name: str, columns: Sequence[str]) -> str:
 def _example(row: Mapping[str, Any], data: DataSettings, file: Path) -> Example:
     group = str(file) if data.partition == "files" else str(row.get(data.field, ""))
     if data.text:
-        return Example("", str(row[data.text] or ""), group)
-    return Example(str(row[data.prompt] or ""), str(row[data.response] or ""), group)
+        return Example("", _text(row[data.text]), group)
+    return Example(_text(row[data.prompt]), _text(row[data.response]), group)
+
+
+def _text(value: object) -> str:
+    """Nothing is empty text; 0 and false are not nothing."""
+    return "" if value is None else str(value)
 
 
 def choose(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:

@@ -73,7 +73,7 @@ def hold_out(
     At least one example is held out where share is above 0 and two distinct ones exist.
     """
     distinct = sorted({(example.prompt, example.response) for example in examples})
-    count = int(round(share * len(distinct)))
+    count = round(share * len(distinct))
     if share > 0 and len(distinct) > 1:
         count = min(max(count, 1), len(distinct) - 1)
     order = np.random.default_rng([seed, 3]).permutation(len(distinct))[:count]

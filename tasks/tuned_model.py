@@ -47,7 +47,9 @@ class TunedModel:
         self.model: Any = self.base.model
         self.targets = find_target_modules(self.model, targets)
         self.device = next(self.model.parameters()).device
-        self._keeps_last_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self._keeps_last_logits = (
+            "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        )
         self._conv1d = isinstance(self.model.get_submodule(self.targets[0]), Conv1D)
         self.shapes = {name: self._shape(self.model.get_submodule(name)) for name in self.targets}
         self._layers: dict[str, Any] = {}
@@ -57,7 +59,7 @@ class TunedModel:
         self._encodings: dict[tuple[int, DataSettings], tuple[Sequence[Example], Encoding]] = {}
 
     def _shape(self, layer: nn.Module) -> tuple[int, int]:
-        rows, columns = layer.weight.shape  # type: ignore[union-attr,misc]
+        rows, columns = layer.weight.shape  # type: ignore[misc]
         return (int(columns), int(rows)) if self._conv1d else (int(rows), int(columns))
 
     def check_rank(self, rank: int) -> None:
@@ -80,7 +82,9 @@ class TunedModel:
                 self._pristine[name] = weight.detach().clone()
             full = self._pristine[name].float()
             if merged is not None:
-                b, a = (torch.from_numpy(f).to(self.device) for f in (merged[name].b, merged[name].a))
+                b, a = (
+                    torch.from_numpy(f).to(self.device) for f in (merged[name].b, merged[name].a)
+                )
                 delta = merged[name].scale * (b @ a)
                 full = full + (delta.T if self._conv1d else delta)
             weight.data.copy_(full)
@@ -160,9 +164,7 @@ class TunedModel:
         """
         keep = batch.input_ids.shape[1] - batch.first_target + 1
         last = {"logits_to_keep": keep} if self._keeps_last_logits else {}
-        output = self.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, **last
-        )
+        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **last)
         labels = batch.labels[:, batch.first_target :]
         logits = output.logits[:, -keep:-1]
         wanted = labels != IGNORED
@@ -239,7 +241,9 @@ def _resident(settings: ModelSettings, targets: str) -> TunedModel:
     return TunedModel(settings, targets)
 
 
-def resident_model(model: ModelSettings, lora: LoraSettings, site: Site | None = None) -> TunedModel:
+def resident_model(
+    model: ModelSettings, lora: LoraSettings, site: Site | None = None
+) -> TunedModel:
     """The one model of this process for these settings; what the site owns wins."""
     if site is not None:
         model = ModelSettings(

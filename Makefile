@@ -1,0 +1,42 @@
+# Each verb makes .venv on its first run: pinned packages, and this project in place.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint types format bench pretrain clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Bouquet needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## ten clients of rank 64 to 4, three rounds, beside base and central LoRA
+	$(BIN)/bouquet simulate --central
+
+test: $(READY)  ## the whole suite
+	$(BIN)/python -m pytest
+
+check: lint types test  ## what CI runs
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## ratios against plain loops, memory, Ray; about half an hour
+	$(BIN)/python -m benchmarks
+
+pretrain: $(READY)  ## make the embedded base model again
+	$(BIN)/python tools/pretrain.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,162 @@
+"""Any of Bouquet's strategies as a `flwr.serverapp.strategy.Strategy`.
+
+For people who have a ServerApp of their own: Flower's loop, Bouquet's clients and arithmetic.
+
+    strategy = FlowerStrategy(run_settings(context.run_config))
+    result = strategy.start(grid, initial_arrays=ArrayRecord(), num_rounds=3)
+    write_peft(strategy.adapter(result.arrays), Path("adapter"), "base")
+
+The ArrayRecord that Flower hands from round to round holds the global model: `merged` and `start`,
+each packed as one array. What this loop cannot do is resume; Bouquet's own ServerApp can.
+"""
+
+import logging
+from collections.abc import Iterable
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy as FlowerBase
+
+from adapters.adapter import Adapter
+from adapters.codec import pack, unpack
+from adapters.errors import AdapterError, BouquetError
+from adapters.records import STYPE
+from server.exchange import admit_replies, broadcast, open_reply, read_metrics, round_messages
+from server.roster import Member, Roster, call_roster
+from server.rounds import begin_model, weigh
+from server.sampling import sample_cohort
+from server.telemetry import round_record
+from settings.keys import flatten
+from settings.run import RunSettings, run_settings
+from strategies.registry import make_strategy, refuse_ranks
+from strategies.strategy import GlobalModel
+
+log = logging.getLogger("bouquet")
+
+
+class FlowerStrategy(FlowerBase):
+    """settings.strategy in Flower's interface; rounds and evaluation are the caller's.
+
+    Raises UsageError in the first round where the clients' ranks do not fit the strategy, and
+    BouquetError where a round has fewer usable replies than clients.min-replies.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self._strategy = make_strategy(settings.strategy.name, settings.strategy.energy)
+        self._roster: Roster | None = None
+        self._cohort: list[Member] = []
+        self._sent = broadcast(GlobalModel(), settings.wire.dtype)
+        self._model = GlobalModel()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Train messages for this round's cohort; keys in `config` override lora.* and local.*."""
+        roster = self._call(grid)
+        self._model = (
+            _model_from(arrays) if arrays else begin_model(self.settings, self._strategy, roster)
+        )
+        self._sent = broadcast(self._model, self.settings.wire.dtype)
+        self._cohort = sample_cohort(
+            roster.members, self.settings.clients.fraction, self.settings.seed, server_round
+        )
+        return self._messages(MessageType.TRAIN, self._cohort, server_round, config, roster)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The next global model, with loss, noise and bytes as metrics."""
+        assert self._roster is not None
+        admitted, rejected = admit_replies(
+            replies, self._cohort, self._roster, self.settings, server_round
+        )
+        for rejection in rejected:
+            log.warning(
+                "round %d excludes %s: %s", server_round, rejection.client, rejection.reason
+            )
+        if len(admitted) < self.settings.clients.min_replies:
+            raise BouquetError(f"round {server_round} has only {len(admitted)} usable replies")
+        updates = weigh(admitted, self.settings.clients.weights)
+        model = self._strategy.aggregate(self._model, updates)
+        record = round_record(
+            server_round, self._model, model, self._sent, admitted, updates, rejected
+        )
+        numbers: dict[str, int | float | list[int] | list[float]] = {
+            name: value
+            for name, value in record.items()
+            if isinstance(value, int | float) and name != "round"
+        }
+        self._model = model
+        return _record_from(model), MetricRecord(numbers)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Evaluate messages for all clients, where evaluate.clients asks for them."""
+        if not self.settings.evaluate.clients:
+            return []
+        roster = self._call(grid)
+        self._sent = broadcast(self._model, self.settings.wire.dtype)
+        return self._messages(MessageType.EVALUATE, roster.members, server_round, config, roster)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Mean held-out loss over clients, weighted by their tokens."""
+        assert self._roster is not None
+        total = tokens = 0.0
+        for reply in replies:
+            try:
+                metrics = read_metrics(open_reply(reply, server_round, self._roster.base))
+            except AdapterError as error:
+                log.warning("round %d: an evaluation does not count: %s", server_round, error)
+                continue
+            total += metrics.get("loss", 0.0) * metrics.get("tokens", 0.0)
+            tokens += metrics.get("tokens", 0.0)
+        return MetricRecord({"client-held-out-loss": total / tokens}) if tokens else None
+
+    def summary(self) -> None:
+        """Log what this strategy is."""
+        properties = self._strategy.properties
+        log.info("%s (%s), exact: %s", properties.title, properties.source, properties.exact)
+
+    def adapter(self, arrays: ArrayRecord) -> Adapter:
+        """The whole global model, merged and start together, as one adapter."""
+        total = _model_from(arrays).total()
+        if total is None:
+            raise BouquetError("the global model is still the base itself: no round has run")
+        return total
+
+    def _call(self, grid: Grid) -> Roster:
+        if self._roster is None:
+            clients = self.settings.clients
+            self._roster = call_roster(grid, clients.min_replies, clients.timeout_seconds)
+            refuse_ranks(self.settings.strategy.name, self._strategy, self._roster.ranks)
+        return self._roster
+
+    def _messages(
+        self,
+        kind: str,
+        cohort: list[Member],
+        server_round: int,
+        config: ConfigRecord,
+        roster: Roster,
+    ) -> list[Message]:
+        known = flatten(self.settings)
+        overrides = {name: value for name, value in config.items() if name in known}
+        settings = run_settings(known, overrides)  # type: ignore[arg-type]
+        return round_messages(kind, cohort, self._sent, settings, server_round, roster.base)
+
+
+def _record_from(model: GlobalModel) -> ArrayRecord:
+    parts = {"merged": model.merged, "start": model.start}
+    packed = {name: pack(part) for name, part in parts.items() if part is not None}
+    return ArrayRecord(
+        {name: Array("uint8", (len(data),), STYPE, data) for name, data in packed.items()}
+    )
+
+
+def _model_from(arrays: ArrayRecord) -> GlobalModel:
+    parts = {name: unpack(array.data) for name, array in arrays.items()}
+    return GlobalModel(merged=parts.get("merged"), start=parts.get("start"))

@@ -1,0 +1,241 @@
+"""The loop over rounds: exact, resumable, and deaf to bad clients and to the order of replies."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from adapters.adapter import Adapter
+from adapters.codec import unpack
+from adapters.errors import BouquetError, UsageError
+from server.rounds import run_rounds
+from server.run_folder import RunFolder
+from settings.keys import Value
+from settings.run import RunSettings
+from simulations.grid import InProcessGrid
+from tests.dense_oracle import dense
+from tests.fake_clients import SHAPES, fake_app, fake_grid, settings_of
+
+
+def play(settings: RunSettings, app: ClientApp | None = None) -> Path:
+    return run_rounds(fake_grid(settings, app), settings)
+
+
+def without_timings(record: Any) -> Any:
+    if isinstance(record, dict):
+        return {k: without_timings(v) for k, v in record.items() if not k.endswith("seconds")}
+    return [without_timings(item) for item in record] if isinstance(record, list) else record
+
+
+def rounds_of(folder: Path) -> list[Any]:
+    return [without_timings(record) for record in RunFolder(folder).rounds()]
+
+
+def state_bytes(folder: Path) -> dict[str, bytes]:
+    newest = max((folder / "state").glob("round-*"))
+    return {path.name: path.read_bytes() for path in sorted(newest.glob("*.safetensors"))}
+
+
+def adapter_bytes(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def merged_of(folder: Path) -> Adapter:
+    return unpack(state_bytes(folder)["merged.safetensors"])
+
+
+STRATEGIES: list[dict[str, Value]] = [
+    {"strategy__name": "flora"},
+    {"strategy__name": "fedavg", "lora__rank": "2"},
+    {"strategy__name": "zero-padding"},
+]
+
+
+@pytest.mark.parametrize("values", STRATEGIES, ids=lambda v: v["strategy__name"])
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
+def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
+    tmp_path: Path, values: dict[str, Value], stop_after: int
+) -> None:
+    values = {"rounds": 4, "clients__fraction": 0.6, "evaluate__clients": True, **values}
+    whole = play(settings_of(tmp_path / "whole", **values))
+
+    def crash(client: int, message: Message, reply: Message) -> Message:
+        if message.metadata.group_id == str(stop_after + 1):
+            raise KeyboardInterrupt
+        return reply
+
+    settings = settings_of(tmp_path / "torn", **values)
+    with pytest.raises(KeyboardInterrupt):
+        play(settings, fake_app(tamper=crash))
+    with (tmp_path / "torn" / "rounds.jsonl").open("a") as log:
+        log.write('{"round": 99, "a torn li')
+    again = play(settings_of(tmp_path / "torn", resume=True, **values))
+    assert rounds_of(again) == rounds_of(whole)
+    assert state_bytes(again) == state_bytes(whole)
+    assert adapter_bytes(again) == adapter_bytes(whole)
+
+
+def test_flora_over_the_wire_is_the_dense_sum_of_what_the_clients_trained(tmp_path: Path) -> None:
+    """Independent of the server: the clients' own factors, caught on their way, in float64."""
+    sent: list[tuple[int, Adapter]] = []
+
+    def spy(client: int, message: Message, reply: Message) -> Message:
+        if "adapter" in reply.content:
+            data = next(iter(reply.content["adapter"].values())).data
+            sent.append((10 * (client + 1), unpack(data)))
+        return reply
+
+    folder = play(settings_of(tmp_path / "run", rounds=2), fake_app(tamper=spy))
+    merged = merged_of(folder)
+    for name in SHAPES:
+        expected = sum(n / 60 * dense(adapter[name]) for n, adapter in sent)
+        error = np.linalg.norm(dense(merged[name]) - expected) / np.linalg.norm(expected)
+        assert error < 1e-6
+    assert all(record["aggregation_noise"] < 1e-6 for record in rounds_of(folder)[1:])
+
+
+@pytest.mark.parametrize("values", STRATEGIES, ids=lambda v: v["strategy__name"])
+def test_a_bad_client_leaves_the_result_as_if_it_had_not_answered(
+    tmp_path: Path, values: dict[str, Value]
+) -> None:
+    def poison(client: int, message: Message, reply: Message) -> Message:
+        if client == 1 and "adapter" in reply.content:
+            reply.content["metrics"]["num-examples"] = -5  # type: ignore[index]
+        return reply
+
+    def silence(client: int, message: Message, reply: Message) -> Message | None:
+        return None if client == 1 and "adapter" in reply.content else reply
+
+    poisoned = play(settings_of(tmp_path / "poisoned", **values), fake_app(tamper=poison))
+    silent = play(settings_of(tmp_path / "silent", **values), fake_app(tamper=silence))
+    assert state_bytes(poisoned) == state_bytes(silent)
+    for record in rounds_of(poisoned)[1:]:
+        (failure,) = record["failures"]
+        assert failure["client"] == "client-01"
+        assert "num-examples must be a whole number from 1" in failure["reason"]
+        assert [client["client"] for client in record["clients"]] == ["client-00", "client-02"]
+
+
+def test_the_order_of_replies_does_not_matter(tmp_path: Path) -> None:
+    class Shuffled(InProcessGrid):
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            return replies[1:][::-1] + replies[:1]
+
+    plain = settings_of(tmp_path / "plain")
+    shuffled = settings_of(tmp_path / "shuffled")
+    grid = fake_grid(shuffled)
+    grid.__class__ = Shuffled
+    run_rounds(grid, shuffled)
+    play(plain)
+    assert state_bytes(tmp_path / "plain") == state_bytes(tmp_path / "shuffled")
+    assert rounds_of(tmp_path / "plain") == rounds_of(tmp_path / "shuffled")
+
+
+def test_partial_participation_asks_the_sampled_clients_only(tmp_path: Path) -> None:
+    folder = play(settings_of(tmp_path / "run", rounds=6, clients__fraction=0.5))
+    cohorts = [[c["client"] for c in record["clients"]] for record in rounds_of(folder)[1:]]
+    assert all(len(cohort) == 2 for cohort in cohorts)
+    assert len({tuple(cohort) for cohort in cohorts}) > 1
+    for record in rounds_of(folder)[1:]:
+        assert sum(client["weight"] for client in record["clients"]) == pytest.approx(1.0)
+
+
+def test_uniform_weights_on_request(tmp_path: Path) -> None:
+    folder = play(settings_of(tmp_path / "run", rounds=1, clients__weights="uniform"))
+    (record,) = rounds_of(folder)[1:]
+    assert [client["weight"] for client in record["clients"]] == pytest.approx([1 / 3] * 3)
+
+
+def test_bytes_are_those_really_sent(tmp_path: Path) -> None:
+    up, down = [0, 0, 0], [0, 0, 0]
+
+    def weigh(client: int, message: Message, reply: Message) -> Message:
+        if "adapter" in reply.content:
+            index = int(message.metadata.group_id) - 1
+            up[index] += _array_bytes(reply.content)
+            down[index] += _array_bytes(message.content)
+        return reply
+
+    folder = play(settings_of(tmp_path / "run"), fake_app(tamper=weigh))
+    records = rounds_of(folder)[1:]
+    assert [record["bytes_up"] for record in records] == up
+    assert [record["bytes_down"] for record in records] == down
+    assert down[0] == 0 < down[1]
+
+
+def _array_bytes(content: RecordDict) -> int:
+    return sum(
+        len(array.data) for record in content.array_records.values() for array in record.values()
+    )
+
+
+def test_too_few_usable_replies_stop_the_run_with_their_reasons(tmp_path: Path) -> None:
+    def crash(client: int, message: Message, reply: Message) -> Message | None:
+        return None if "adapter" in reply.content else reply
+
+    with pytest.raises(BouquetError, match=r"round 1 has 0 usable replies.*client-00: .*crashed"):
+        play(settings_of(tmp_path / "run"), fake_app(tamper=crash))
+
+
+def test_mixed_ranks_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"rank 3: client-00; rank 2: client-01") as caught:
+        play(settings_of(tmp_path / "run", strategy__name="fedavg"))
+    assert "flora, zero-padding" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UsageError, match=r"exists already.*--resume"):
+        play(settings_of(tmp_path / "run"))
+
+
+def test_resume_needs_a_run_and_the_same_configuration(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run to resume"):
+        play(settings_of(tmp_path / "none", resume=True))
+    play(settings_of(tmp_path / "run", rounds=1))
+    with pytest.raises(UsageError, match=r"seed was 0 and is now 7"):
+        play(settings_of(tmp_path / "run", rounds=1, resume=True, seed=7))
+    with pytest.raises(UsageError, match=r"begun on base model fake-base, but.*other-base"):
+        play(settings_of(tmp_path / "run", rounds=2, resume=True), fake_app(base="other-base"))
+
+
+def test_a_finished_run_can_be_given_more_rounds(tmp_path: Path) -> None:
+    play(settings_of(tmp_path / "long", rounds=4))
+    play(settings_of(tmp_path / "short", rounds=2))
+    play(settings_of(tmp_path / "short", rounds=4, resume=True))
+    assert state_bytes(tmp_path / "short") == state_bytes(tmp_path / "long")
+
+
+def test_a_lost_log_is_an_error_and_not_a_gap(tmp_path: Path) -> None:
+    play(settings_of(tmp_path / "run", rounds=1))
+    (tmp_path / "run" / "rounds.jsonl").write_text("")
+    with pytest.raises(BouquetError, match="shorter than when its newest round was saved"):
+        play(settings_of(tmp_path / "run", rounds=2, resume=True))
+
+
+def test_a_damaged_newest_state_costs_one_round_and_no_bit(tmp_path: Path) -> None:
+    play(settings_of(tmp_path / "whole"))
+    play(settings_of(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "state" / "round-0003" / "merged.safetensors").write_bytes(b"")
+    play(settings_of(tmp_path / "run", resume=True))
+    assert state_bytes(tmp_path / "run") == state_bytes(tmp_path / "whole")
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
+    assert rounds_of(tmp_path / "run") == rounds_of(tmp_path / "whole")
+
+
+def test_every_line_of_the_log_is_json_that_names_its_units(tmp_path: Path) -> None:
+    folder = play(settings_of(tmp_path / "run", evaluate__clients=True))
+    lines = (folder / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [0, 1, 2, 3]
+    last = json.loads(lines[-1])
+    assert last["client_held_out_loss"] == pytest.approx(2.0)
+    assert set(last["module_noise"]) == set(SHAPES)
+    assert {"train_seconds", "aggregate_seconds", "bytes_up", "effective_rank"} <= set(last)

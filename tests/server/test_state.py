@@ -1,0 +1,118 @@
+"""What is saved comes back bit for bit, and nothing half-written is ever taken for whole."""
+
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapters.adapter import Adapter, draw
+from adapters.codec import pack
+from adapters.errors import BouquetError
+from server.state import ServerState, load_state, save_state
+from strategies.strategy import GlobalModel
+from tests.fake_clients import BASE, SHAPES, trained
+
+
+def some_adapter(seed: int, rank: int = 3) -> Adapter:
+    return trained(draw(SHAPES, rank, seed, 0.7), seed)
+
+
+def some_state(server_round: int, merged: bool = True, start: bool = True) -> ServerState:
+    model = GlobalModel(
+        merged=some_adapter(server_round) if merged else None,
+        start=some_adapter(server_round + 100, rank=2) if start else None,
+    )
+    return ServerState(server_round, model, BASE, SHAPES, log_bytes=10 * server_round)
+
+
+def assert_same(loaded: ServerState | None, saved: ServerState) -> None:
+    assert loaded is not None
+    assert (loaded.round, loaded.base, loaded.log_bytes) == (saved.round, BASE, saved.log_bytes)
+    assert dict(loaded.shapes) == dict(saved.shapes)
+    for part in ("merged", "start"):
+        one, other = getattr(loaded.model, part), getattr(saved.model, part)
+        assert (one is None) == (other is None)
+        assert one is None or pack(one) == pack(other)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("start", [True, False])
+def test_a_state_comes_back_bit_for_bit(tmp_path: Path, merged: bool, start: bool) -> None:
+    state = some_state(1, merged, start)
+    save_state(state, tmp_path)
+    assert_same(load_state(tmp_path), state)
+
+
+def test_there_is_no_state_before_the_first(tmp_path: Path) -> None:
+    assert load_state(tmp_path) is None
+    assert load_state(tmp_path / "never made") is None
+
+
+def test_the_two_newest_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:
+    for number in range(5):
+        save_state(some_state(number), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0003", "round-0004"]
+    assert_same(load_state(tmp_path), some_state(4))
+
+
+def test_a_half_written_state_is_not_seen(tmp_path: Path) -> None:
+    save_state(some_state(1), tmp_path)
+    torn = tmp_path / ".writing-round-0002"
+    torn.mkdir()
+    (torn / "merged.safetensors").write_bytes(b"half")
+    assert_same(load_state(tmp_path), some_state(1))
+    save_state(some_state(2), tmp_path)
+    assert_same(load_state(tmp_path), some_state(2))
+    assert not torn.exists()
+
+
+@pytest.mark.parametrize("name", ["merged.safetensors", "start.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_state_is_passed_over_for_the_one_before(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    save_state(some_state(1), tmp_path)
+    save_state(some_state(2), tmp_path)
+    path = tmp_path / "round-0002" / name
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 0xFF
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(data[:-9] if damage == "cut" else data))
+    assert_same(load_state(tmp_path), some_state(1))
+    save_state(some_state(2), tmp_path)  # the round is played again and takes the damaged place
+    assert_same(load_state(tmp_path), some_state(2))
+
+
+def test_when_no_state_is_whole_the_error_names_each(tmp_path: Path) -> None:
+    save_state(some_state(1), tmp_path)
+    (tmp_path / "round-0001" / "manifest.json").write_text("{}")
+    with pytest.raises(BouquetError, match=r"no saved state in .* is whole: round-0001"):
+        load_state(tmp_path)
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files makes the kernel refuse the write, as a full disk does."""
+    folder = tmp_path / "run" / "state"
+    save_state(some_state(1), folder)
+    rng = np.random.default_rng(0)
+    large = {"q": (400, 400)}
+    state = ServerState(
+        2, GlobalModel(merged=trained(draw(large, 50, 1, 1.0), int(rng.integers(9)))), BASE, large, 0
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        with pytest.raises(BouquetError, match=r"state after round 2 could not be saved") as caught:
+            save_state(state, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert f"--resume {tmp_path / 'run'}" in str(caught.value)
+    assert [path.name for path in folder.iterdir()] == ["round-0001"]
+    assert_same(load_state(folder), some_state(1))
