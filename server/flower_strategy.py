@@ -83,7 +83,7 @@ class FlowerStrategy(FlowerBase):
             server_round, self._model, model, self._sent, admitted, updates, rejected
         )
         numbers: dict[str, int | float | list[int] | list[float]] = {
-            name: value
+            name.replace("_", "-"): value
             for name, value in record.items()
             if isinstance(value, int | float) and name != "round"
         }

@@ -5,6 +5,7 @@ after the other in this process, so that one base model serves them all; every a
 on its message and its site, not on who came before.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -34,6 +35,7 @@ class InProcessGrid(Grid):
         self._app = client_app
         self._on_message = on_message
         self._run = Run.create_empty(RUN_ID)
+        self._numbers = itertools.count()
         self._replies: dict[str, Message] = {}
         self._contexts = {
             FIRST_CLIENT_NODE + client: Context(
@@ -93,7 +95,7 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _deliver(self, message: Message) -> str:
-        message_id = f"{message.metadata.message_type}-{len(self._replies)}"
+        message_id = f"message-{next(self._numbers)}"
         node = message.metadata.dst_node_id
         self._on_message(message.metadata.message_type, node - FIRST_CLIENT_NODE)
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from adapters.adapter import Adapter, Factors, draw
+from adapters.adapter import Adapter, Factors
 from adapters.codec import pack, unpack
 from adapters.records import from_record, to_record
 from client.site import starting_factors

@@ -102,7 +102,11 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> Non
     rng = np.random.default_rng(0)
     large = {"q": (400, 400)}
     state = ServerState(
-        2, GlobalModel(merged=trained(draw(large, 50, 1, 1.0), int(rng.integers(9)))), BASE, large, 0
+        2,
+        GlobalModel(merged=trained(draw(large, 50, 1, 1.0), int(rng.integers(9)))),
+        BASE,
+        large,
+        0,
     )
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

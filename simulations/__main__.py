@@ -1,0 +1,5 @@
+"""`python -m simulations` is `bouquet`."""
+
+from simulations.cli import main
+
+main()

@@ -1,0 +1,123 @@
+"""Who takes part: agreement on the base, order, names, and everybody left out by name."""
+
+from typing import Any
+
+import pytest
+from flwr.app import Message, RecordDict
+
+from adapters.errors import UsageError
+from server.roster import Roster, call_roster
+from server.sampling import sample_cohort
+from tests.fake_clients import BASE, SHAPES, fake_app, fake_grid, settings_of
+
+
+def call(tamper: Any = None, clients: int = 3) -> Roster:
+    settings = settings_of("unused", clients__count=clients)
+    app = fake_app(tamper=tamper) if tamper else fake_app()
+    return call_roster(fake_grid(settings, app), 1, 5.0)
+
+
+def site_of(reply: Message) -> Any:
+    return reply.content["site"]
+
+
+def test_everyone_who_answers_is_there_in_order() -> None:
+    roster = call()
+    assert list(roster.ranks.items()) == [("client-00", 3), ("client-01", 2), ("client-02", 1)]
+    assert (roster.base, dict(roster.shapes)) == (BASE, SHAPES)
+    assert [member.num_examples for member in roster.members] == [10, 20, 30]
+    assert roster.left_out == {}
+
+
+def test_the_order_is_the_clients_own_and_not_the_nodes() -> None:
+    def reverse(client: int, message: Message, reply: Message) -> Message:
+        site_of(reply)["number"] = 9 - client
+        return reply
+
+    assert list(call(reverse).ranks) == ["client-02", "client-01", "client-00"]
+
+
+def test_who_has_another_base_is_left_out_by_name() -> None:
+    def other(client: int, message: Message, reply: Message) -> Message:
+        if client == 1:
+            site_of(reply)["base"] = "other"
+        return reply
+
+    roster = call(other)
+    assert list(roster.ranks) == ["client-00", "client-02"]
+    assert roster.left_out == {"client-01": "has base model other, the run's is fake-base"}
+
+
+def test_who_has_other_shapes_is_left_out() -> None:
+    def other(client: int, message: Message, reply: Message) -> Message:
+        if client == 2:
+            site_of(reply)["rows"] = [7, 7, 7]
+        return reply
+
+    assert list(call(other).ranks) == ["client-00", "client-01"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"rank": 0}, "rank 0 does not fit"),
+        ({"rank": 5}, "rank 5 does not fit modules of smallest side 4"),
+        ({"modules": ["one"]}, "cannot be read"),
+        ({"number": "first"}, "cannot be read"),
+        ({"modules": [], "rows": [], "columns": []}, "does not fit"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_left_out(change: dict[str, Any], reason: str) -> None:
+    def nonsense(client: int, message: Message, reply: Message) -> Message:
+        if client == 0:
+            site_of(reply).update(change)
+        return reply
+
+    roster = call(nonsense)
+    assert list(roster.ranks) == ["client-01", "client-02"]
+    assert reason in roster.left_out["node 2"]
+
+
+def test_an_answer_without_a_site_is_left_out() -> None:
+    def empty(client: int, message: Message, reply: Message) -> Message:
+        return Message(RecordDict(), reply_to=message) if client == 0 else reply
+
+    assert list(call(empty).ranks) == ["client-01", "client-02"]
+
+
+def test_clients_of_one_name_are_told_apart() -> None:
+    def same(client: int, message: Message, reply: Message) -> Message:
+        site_of(reply)["client"] = "oslo" if client < 2 else "bergen"
+        return reply
+
+    assert list(call(same).ranks) == ["oslo@2", "oslo@3", "bergen"]
+
+
+def test_nobody_is_an_error_with_the_reasons() -> None:
+    def crash(client: int, message: Message, reply: Message) -> None:
+        return None
+
+    with pytest.raises(UsageError, match=r"no client can take part: failed to answer.*crashed"):
+        call(crash)
+
+
+def test_waiting_for_clients_ends() -> None:
+    with pytest.raises(UsageError, match=r"3 clients connected within 0 s; 4 needed"):
+        call_roster(fake_grid(settings_of("unused")), 4, 0.0)
+
+
+def test_sampling_is_fair_and_depends_on_seed_and_round_alone() -> None:
+    roster = list(range(10))
+    assert sample_cohort(roster, 0.3, 1, 1) == sample_cohort(roster, 0.3, 1, 1)
+    cohorts = [sample_cohort(roster, 0.3, 1, server_round) for server_round in range(1, 401)]
+    assert all(len(set(cohort)) == 3 and cohort == sorted(cohort) for cohort in cohorts)
+    counts = [sum(client in cohort for cohort in cohorts) for client in roster]
+    assert all(80 < count < 160 for count in counts)  # expected 120, standard deviation 9
+    assert cohorts != [
+        sample_cohort(roster, 0.3, 2, server_round) for server_round in range(1, 401)
+    ]
+
+
+@pytest.mark.parametrize(("fraction", "size"), [(1.0, 10), (0.1, 1), (0.11, 2), (0.001, 1)])
+def test_the_cohort_is_the_fraction_rounded_up(fraction: float, size: int) -> None:
+    assert len(sample_cohort(list(range(10)), fraction, 0, 1)) == size
