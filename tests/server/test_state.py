@@ -4,7 +4,6 @@ import resource
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from adapters.adapter import Adapter, draw
@@ -99,15 +98,9 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> Non
     """A limit on the size of files makes the kernel refuse the write, as a full disk does."""
     folder = tmp_path / "run" / "state"
     save_state(some_state(1), folder)
-    rng = np.random.default_rng(0)
     large = {"q": (400, 400)}
-    state = ServerState(
-        2,
-        GlobalModel(merged=trained(draw(large, 50, 1, 1.0), int(rng.integers(9)))),
-        BASE,
-        large,
-        0,
-    )
+    model = GlobalModel(merged=trained(draw(large, 50, 1, 1.0), 1))
+    state = ServerState(2, model, BASE, large, log_bytes=0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:

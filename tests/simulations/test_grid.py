@@ -4,6 +4,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from settings.keys import flatten
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
 from tests.fake_clients import fake_app, fake_grid, settings_of
 
@@ -57,14 +58,8 @@ def test_the_listener_hears_each_message_before_it_is_answered() -> None:
     grid = InProcessGrid(
         fake_app(),
         2,
-        dict(settings_run_config()),
+        flatten(settings_of("unused")),
         lambda kind, client: heard.append((kind, client)),
     )
     list(grid.send_and_receive([question(grid, FIRST_CLIENT_NODE + 1)]))
     assert heard == [("query", 1)]
-
-
-def settings_run_config() -> dict[str, bool | int | float | str]:
-    from settings.keys import flatten
-
-    return flatten(settings_of("unused"))
