@@ -1,0 +1,52 @@
+"""A packed adapter in a Flower record: one array out, and nothing else let in."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord
+
+from adapters.codec import pack, unpack
+from adapters.errors import AdapterError
+from adapters.records import KEY, STYPE, from_record, to_record
+from tests.adapter_generators import make_adapter
+
+
+def record_of(dtype: str = "uint8", stype: str = STYPE, key: str = KEY) -> ArrayRecord:
+    return ArrayRecord({key: Array(dtype=dtype, shape=(3,), stype=stype, data=b"abc")})
+
+
+def test_an_adapter_crosses_as_one_array_bit_for_bit() -> None:
+    packed = pack(make_adapter(0, {f"layers.{i}.q_proj": (4, 6) for i in range(50)}, 3, 0.5))
+    record = to_record(packed)
+    assert len(record) == 1
+    assert from_record(record) == packed
+    assert pack(unpack(from_record(record, limit=len(packed)))) == packed
+
+
+@pytest.mark.parametrize(
+    ("record", "got"),
+    [
+        (None, "none"),
+        (b"abc", "none"),
+        (ConfigRecord({KEY: b"abc"}), "none"),
+        (ArrayRecord(), r"arrays \[\]"),
+        (record_of(key="weights"), r"arrays \['weights'\]"),
+        (ArrayRecord([np.zeros(2), np.zeros(3)]), r"arrays \['0', '1'\]"),
+    ],
+)
+def test_anything_but_the_one_array_is_refused(record: object, got: str) -> None:
+    with pytest.raises(AdapterError, match=f"expected an ArrayRecord .* 'packed'; got {got}$"):
+        from_record(record)
+
+
+@pytest.mark.parametrize("record", [record_of(dtype="float32"), record_of(stype="numpy.ndarray")])
+def test_an_array_of_another_kind_is_refused(record: ArrayRecord) -> None:
+    array = record[KEY]
+    message = f"bytes of type bouquet.adapter; got '{array.dtype}' of '{array.stype}'"
+    with pytest.raises(AdapterError, match=message):
+        from_record(record)
+
+
+def test_more_bytes_than_can_be_needed_are_refused() -> None:
+    assert from_record(record_of(), limit=3) == b"abc"
+    with pytest.raises(AdapterError, match="3 bytes came where at most 2 can be needed"):
+        from_record(record_of(), limit=2)
