@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types format bench pretrain clean
+.PHONY: demo test check lint types format bench plot pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Bouquet needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -31,6 +31,9 @@ types: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+plot: $(READY)  ## draw the newest demo run into docs/demo.svg
+	$(BIN)/python tools/plot_run.py $$(ls -dt runs/*/ | head -1) --output docs/demo.svg
 
 bench: $(READY)  ## ratios against plain loops, memory, Ray; about half an hour
 	$(BIN)/python -m benchmarks

@@ -16,9 +16,9 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, Shapes
 from adapters.codec import pack, unpack
-from adapters.errors import BouquetError
+from adapters.errors import BouquetError, listing
 from adapters.records import from_record, to_record
 from settings.keys import parse
 from settings.run import LocalSettings, LoraSettings
@@ -34,12 +34,19 @@ def _answer(handler: Callable[[RecordDict, Context], RecordDict]) -> Callable[..
         try:
             content = handler(message.content, context)
         except BouquetError as error:
-            name = parse_site(context.node_config).name
-            failure = ConfigRecord({"reason": str(error), "client": name})
+            failure = ConfigRecord({"reason": str(error), "client": _name(context)})
             content = RecordDict({"failure": failure})
         return Message(content, reply_to=message)
 
     return answer
+
+
+def _name(context: Context) -> str:
+    """What this site is called, even where its node config is what failed."""
+    try:
+        return parse_site(context.node_config).name
+    except BouquetError:
+        return str(context.node_config.get("name", f"node {context.node_id}"))
 
 
 @app.query()
@@ -79,12 +86,12 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     place = open_workplace(context, told.lora)
     _check_base(told.base, place.tuned.base.identity)
     examples = place.training_examples()
-    place.tuned.merge(_global_part(content, "merged"))
+    place.tuned.merge(_global_part(content, "merged", place.tuned.shapes))
     trained = train_locally(
         place.tuned,
         examples,
         starting_factors(
-            _global_part(content, "start"),
+            _global_part(content, "start", place.tuned.shapes),
             place.tuned.shapes,
             place.rank,
             told.lora.scale_of(place.rank),
@@ -123,9 +130,10 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
     place = open_workplace(context, told.lora)
     _check_base(told.base, place.tuned.base.identity)
     examples = place.held_out_examples()
-    result = place.tuned.evaluate_global(
-        _global_part(content, "merged"), _global_part(content, "start"), examples
+    merged, start = (
+        _global_part(content, name, place.tuned.shapes) for name in ("merged", "start")
     )
+    result = place.tuned.evaluate_global(merged, start, examples)
     return RecordDict(
         {
             "reply": ConfigRecord({"round": told.round, "base": told.base}),
@@ -150,16 +158,21 @@ class Instruction:
 
 
 def _read_instruction(content: RecordDict) -> Instruction:
-    told: Any = content["instruction"]
-    return Instruction(
-        round=told["round"],
-        seed=told["seed"],
-        trains=told["trains"],
-        base=told["base"],
-        wire_dtype=told["wire-dtype"],
-        lora=parse(LoraSettings, told, "lora."),
-        local=parse(LocalSettings, told, "local."),
-    )
+    try:
+        told: Any = content["instruction"]
+        return Instruction(
+            round=told["round"],
+            seed=told["seed"],
+            trains=told["trains"],
+            base=told["base"],
+            wire_dtype=told["wire-dtype"],
+            lora=parse(LoraSettings, told, "lora."),
+            local=parse(LocalSettings, told, "local."),
+        )
+    except KeyError as error:
+        raise BouquetError(
+            f"the server's message lacks {error}: server and site need the same version of bouquet"
+        ) from None
 
 
 def _check_base(wanted: str, own: str) -> None:
@@ -170,9 +183,17 @@ def _check_base(wanted: str, own: str) -> None:
         )
 
 
-def _global_part(content: RecordDict, name: str) -> Adapter | None:
+def _global_part(content: RecordDict, name: str, shapes: Shapes) -> Adapter | None:
     record = content.get(name)
-    return _unpack_once(from_record(record)) if isinstance(record, ArrayRecord) else None
+    if not isinstance(record, ArrayRecord):
+        return None
+    part = _unpack_once(from_record(record))
+    if odd := set(part.shapes.items()) ^ set(shapes.items()):
+        raise BouquetError(
+            f"the run's {name} does not fit lora.target-modules: it differs from what this site "
+            f"adapts in {listing(sorted(odd))}"
+        )
+    return part
 
 
 @lru_cache(maxsize=2)

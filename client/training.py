@@ -52,7 +52,7 @@ def plan_steps(examples: int, local: LocalSettings) -> int:
     """Optimizer steps of a round: the epochs, but at most max_steps.
 
     >>> from settings.run import run_settings
-    >>> plan_steps(100, run_settings({"local.epochs": 2, "local.batch-size": 16}).local)
+    >>> plan_steps(100, run_settings({"local.epochs": 2, "local.max-steps": 0}).local)
     14
     """
     batches = math.ceil(examples / local.batch_size)

@@ -12,6 +12,8 @@ from settings.keys import Value, coerce, flatten_tables, key, parse
 
 EMBEDDED = "embedded"
 AUTO = "auto"
+LEARNING_RATES = {True: 6e-3, False: 2e-4}
+"""On the embedded model of 3.8 M parameters, and on any other, most likely a far larger one."""
 EMBEDDED_TEMPLATE = '{prompt}\n"""\n'
 EMBEDDED_ENDING = '\n"""'
 
@@ -166,10 +168,14 @@ class LocalSettings:
     """How a client trains in one round."""
 
     epochs: int = key("Passes over the client's examples.", at_least=1)
-    max_steps: int = key("Most optimizer steps; 0: as many as the epochs take.", at_least=0)
+    max_steps: int = key(
+        "Most optimizer steps a round, so that a first look is quick; 0: whole epochs.", at_least=0
+    )
     batch_size: int = key("Examples in one forward pass.", at_least=1)
     accumulation: int = key("Forward passes for one optimizer step.", at_least=1)
-    learning_rate: float = key("Peak learning rate of AdamW.", above=0)
+    learning_rate: float = key(
+        "Peak learning rate of AdamW; 0: 6e-3 on the embedded model, 2e-4 on any other.", at_least=0
+    )
     schedule: str = key(
         "Learning rate over the round's steps, after warm-up.",
         one_of=("cosine", "linear", "constant"),
@@ -245,7 +251,12 @@ def run_settings(*layers: Mapping[str, Value]) -> RunSettings:
     for layer in layers:
         values |= coerce(layer, RunSettings)
     settings = parse(RunSettings, values)
-    return replace(settings, data=_decided(settings.data))
+    rate = settings.local.learning_rate or LEARNING_RATES[settings.model.path == EMBEDDED]
+    return replace(
+        settings,
+        data=_decided(settings.data),
+        local=replace(settings.local, learning_rate=rate),
+    )
 
 
 def _decided(data: DataSettings) -> DataSettings:

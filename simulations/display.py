@@ -70,6 +70,9 @@ def plan_panel(settings: RunSettings, plan: Plan) -> Panel:
         f"modules, {plan.device}",
         f"data {settings.data.path}: {sum(examples):,} training examples dealt {_dealt(settings)} "
         f"({min(examples):,} to {max(examples):,} each), {plan.held_out_examples:,} held out",
+        f"each round a client takes {plan.steps} of {plan.epoch_steps} steps of "
+        f"{settings.local.batch_size * settings.local.accumulation} examples"
+        + (", --steps 0 takes all" if plan.steps != plan.epoch_steps else ""),
     ]
     if plan.cut or plan.dropped:
         lines.append(

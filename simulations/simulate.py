@@ -1,7 +1,7 @@
 """One federation on one machine, in process."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Context, RecordDict
 
@@ -23,6 +23,10 @@ class Plan:
     device: str
     train_examples: list[int]
     held_out_examples: int
+    steps: int
+    """Optimizer steps that the largest client takes a round."""
+    epoch_steps: int
+    """Steps that its epochs would take without local.max-steps."""
     cut: int
     """Training examples whose response lost its end to the context."""
     dropped: int
@@ -38,6 +42,7 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     ranks = {client_name(k): rank for k, rank in enumerate(settings.ranks())}
     refuse_ranks(settings.strategy.name, strategy, ranks)
     on_phase("importing torch, transformers and peft")
+    from client.training import plan_steps
     from tasks.partition import federate, global_held_out
     from tasks.tuned_model import resident_model
 
@@ -56,13 +61,16 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
         )
     on_phase("tokenizing")
     encodings = [tuned.encode(part.train, settings.data) for part in federation.parts]
+    sizes = [len(encoding.examples) for encoding in encodings]
     return Plan(
         model=settings.model.path,
         parameters=sum(parameter.numel() for parameter in tuned.model.parameters()),
         modules=len(tuned.targets),
         device=str(tuned.device),
-        train_examples=[len(encoding.examples) for encoding in encodings],
+        train_examples=sizes,
         held_out_examples=len(federation.held_out),
+        steps=plan_steps(max(sizes), settings.local),
+        epoch_steps=plan_steps(max(sizes), replace(settings.local, max_steps=0)),
         cut=sum(encoding.cut for encoding in encodings),
         dropped=sum(encoding.dropped for encoding in encodings),
     )
