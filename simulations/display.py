@@ -12,13 +12,14 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from adapters.errors import listing
 from server.exchange import Rejection
 from server.roster import Member, Roster
+from server.run_folder import RunFolder
 from settings.run import RunSettings
 from settings.site import client_name
 from simulations.simulate import Plan
@@ -98,19 +99,19 @@ class Display:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.folder: Path | None = None
-        self._table = Table(*COLUMNS, box=None, padding=(0, 2), header_style="bold")
-        for column in self._table.columns:
-            column.justify = "right"
+        self._table = Table(box=None, padding=0, header_style="bold")
+        for name, width in zip(COLUMNS, WIDTHS, strict=True):
+            self._table.add_column(name, justify="right", width=width, no_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
             TextColumn("[dim]{task.fields[detail]}[/]"),
             TimeElapsedColumn(),
             console=console,
         )
         self._task = self._progress.add_task("", total=None, detail="")
-        self._rounds = 0
+        self._client = ""
+        self._rounds = self._asked = 0
         self._ranks: dict[str, int] = {}
         self._notes: list[str] = []
 
@@ -136,58 +137,67 @@ class Display:
 
     def phase_started(self, phase: str) -> None:
         """Show what is being done when no client trains."""
-        self._progress.reset(self._task, description=phase, total=None, detail="")
+        self._begin(phase, total=None)
+
+    def _begin(self, description: str, total: int | None) -> None:
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(description, total=total, detail="")
+        self._client = ""
 
     def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
         """Remember folder and ranks; say where a resumed run stands."""
         self.folder, self._rounds, self._ranks = folder, rounds, roster.ranks
         if done:
-            self.console.print(f"going on after round {done} of {rounds} in {folder}")
+            self.console.print(f"going on after round {done} of {rounds} in {folder}", markup=False)
         if not self.console.is_terminal:
             self.console.print(_line(COLUMNS))
+        for record in RunFolder(folder).rounds():
+            self._show(record)
         for client, reason in roster.left_out.items():
             self._note(f"{client} is left out: {reason}")
 
     def round_started(self, server_round: int, cohort: list[Member]) -> None:
         """A fresh bar over the cohort."""
-        self._progress.reset(
-            self._task,
-            description=f"round {server_round} of {self._rounds}",
-            total=len(cohort),
-            detail="",
-        )
-        self._progress.update(self._task, completed=-1)
+        self._begin(f"round {server_round} of {self._rounds}", total=len(cohort))
+        self._asked = 0
 
     def on_message(self, kind: str, client: int) -> None:
         """The grid: this client begins on a message."""
         if kind.startswith("train"):
             name = client_name(client)
-            self._progress.advance(self._task)
-            detail = f"{name}, rank {self._ranks.get(name, '?')}"
-            self._progress.update(self._task, detail=detail)
+            self._client = f"{name}, rank {self._ranks.get(name, '?')}"
+            self._progress.update(self._task, completed=self._asked, detail=self._client)
+            self._asked += 1
 
     def on_step(self, step: int, steps: int) -> None:
         """The local trainer: so many steps done."""
-        detail = str(self._progress.tasks[0].fields["detail"]).partition(" · ")[0]
-        self._progress.update(self._task, detail=f"{detail} · step {step}/{steps}")
+        if self._client:
+            detail = f"{self._client}, step {step}/{steps}"
+            self._progress.update(self._task, detail=detail)
+        else:
+            detail = f"step {step}/{steps}"
+            self._progress.update(self._task, total=steps, completed=step, detail=detail)
 
     def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
         """One more row, and who was excluded."""
         for rejection in rejected:
             self._note(f"round {record['round']} excludes {rejection.client}: {rejection.reason}")
-        self._table.add_row(*round_cells(record))
-        if not self.console.is_terminal:
-            self.console.print(_line(round_cells(record)))
+        self._show(record)
 
     def run_finished(self, folder: Path) -> None:
         """Nothing left to draw; the summary follows."""
         self.folder = folder
 
+    def _show(self, record: Mapping[str, Any]) -> None:
+        self._table.add_row(*round_cells(record))
+        if not self.console.is_terminal:
+            self.console.print(_line(round_cells(record)))
+
     def _note(self, text: str) -> None:
         if self.console.is_terminal:
             self._notes.append(text)
         else:
-            self.console.print(text, style="yellow", soft_wrap=True)
+            self.console.print(text, style="yellow", soft_wrap=True, markup=False)
 
 
 def _line(cells: Any) -> str:

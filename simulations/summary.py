@@ -18,7 +18,7 @@ def comparison(
     """Held-out loss and perplexity of each model, and the share of the base's loss it removes."""
     base, last = rounds[0].get("held_out_loss"), rounds[-1].get("held_out_loss")
     table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for name in ("held-out loss", "perplexity", "change", "examples seen"):
         table.add_column(name, justify="right")
     batch = settings.local.batch_size * settings.local.accumulation
@@ -30,7 +30,7 @@ def comparison(
     if central is not None:
         rows.append(
             (
-                f"central LoRA of rank {central['rank']}, pooled data",
+                f"central, rank {central['rank']}, pooled data",
                 central["held_out_loss"],
                 f"{central['steps'] * batch:,}",
             )
@@ -60,12 +60,7 @@ def print_summary(
         + (f"; {failures} replies excluded, see rounds.jsonl" if failures else "")
         + "[/]"
     )
-    others = [
-        name for name in ("fedavg", "zero-padding", "flora") if name != settings.strategy.name
-    ]
-    other = others[0] if len(set(settings.ranks())) == 1 else others[-1]
-    if len(set(settings.ranks())) > 1 and settings.strategy.name == "flora":
-        other = "zero-padding"
+    other = "zero-padding" if settings.strategy.name == "flora" else "flora"
     console.print("\n[bold]Next[/]")
     hints = [
         (f"less {folder}/rounds.jsonl", "every number of every round"),
