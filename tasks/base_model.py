@@ -8,7 +8,6 @@ import difflib
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -75,7 +75,7 @@ def load_base_model(path: str, dtype: str, device: str) -> BaseModel:
     place = str(embedded_model_path()) if path == EMBEDDED else str(Path(path).expanduser())
     if not Path(place).is_dir():
         place = path  # a hub id
-        if path.startswith((".", "/", "~")) or os.environ.get("HF_HUB_OFFLINE") == "1":
+        if path.startswith((".", "/", "~")):
             raise UsageError(f"model.path names {path!r}, where there is no folder")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -83,15 +83,17 @@ def load_base_model(path: str, dtype: str, device: str) -> BaseModel:
         config = transformers.AutoConfig.from_pretrained(place)
         _check_causal(config, path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            place, config=config, dtype=getattr(torch, dtype)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            place, config=config, dtype=getattr(torch, dtype), output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"no causal language model can be loaded from {path!r}: {first} (expected a folder "
             "with config.json, weights and tokenizer, or a hub id)"
         ) from error
+    if absent := sorted(report["missing_keys"]):  # transformers would draw them at random
+        raise UsageError(f"{path} is not whole: its weights lack {listing(absent)}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False)

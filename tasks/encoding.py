@@ -37,7 +37,7 @@ class Encoding:
     cut: int
     """Responses that lost their end."""
     dropped: int
-    """Examples whose prompt left no room for a response, or that are empty."""
+    """Examples whose prompt left no room for a response, or whose response is empty."""
 
 
 def encode(tokenizer: Any, examples: Sequence[Example], data: DataSettings) -> Encoding:
@@ -50,14 +50,15 @@ def encode(tokenizer: Any, examples: Sequence[Example], data: DataSettings) -> E
     endings = [example.response + data.ending for example in examples]
     responses = _ids(tokenizer, endings, special=False)
     encoded, cut, dropped = [], 0, 0
-    for prompt, response in zip(prompts, responses, strict=True):
+    for example, prompt, response in zip(examples, prompts, responses, strict=True):
         whole = (
             [*response, tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else response
         )
         room = data.context - len(prompt)
         start = len(prompt) if data.loss_on == "response" else 0
         start = max(start, 1)  # the first token has nothing before it to be predicted from
-        if room <= 0 or len(prompt) + min(len(whole), room) <= start or not response:
+        fits = room > 0 and len(prompt) + min(len(whole), room) > start
+        if not fits or not example.response:
             dropped += 1
             continue
         cut += len(whole) > room
@@ -97,9 +98,15 @@ def _shorten(tokenizer: Any, text: str, limit: int) -> str:
 
 
 def _ids(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
+    if not texts:  # which tokenizers do not expect
+        return []
     rows = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
     if special and tokenizer.eos_token_id is not None:  # some append it; ours comes at the end
-        rows = [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in rows]
+        begin = [tokenizer.bos_token_id]  # which in some models is the same token
+        rows = [
+            row[:-1] if row and row != begin and row[-1] == tokenizer.eos_token_id else row
+            for row in rows
+        ]
     return [list(row) for row in rows]
 
 

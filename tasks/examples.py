@@ -1,5 +1,6 @@
 """The examples of a run: the embedded docstrings, or a person's own files."""
 
+import csv
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,11 +71,19 @@ def _read_file(file: Path, data: DataSettings) -> list[Example]:
     import datasets
 
     datasets.disable_progress_bars()
+    if file.stat().st_size == 0:
+        raise UsageError(f"{file} is empty: leave it out, or fill it")
     try:
-        rows = datasets.load_dataset(READERS[file.suffix], data_files=str(file), split="train")
+        options = _as_text(file) if file.suffix == ".csv" else {}
+        rows = datasets.load_dataset(
+            READERS[file.suffix], data_files=str(file), split="train", **options
+        )
     except Exception as error:  # the library raises many kinds for one bad file
         cause = error.__cause__ or error
-        raise UsageError(f"{file} cannot be read as {file.suffix}: {cause}") from error
+        raise UsageError(
+            f"{file} cannot be read as {file.suffix} with at least one row: "
+            f"{str(cause) or type(cause).__name__}"
+        ) from error
     wanted = [data.text] if data.text else [data.prompt, data.response]
     if data.partition == "dirichlet" or (data.partition == "natural" and data.field):
         wanted.append(data.field)
@@ -82,6 +91,19 @@ def _read_file(file: Path, data: DataSettings) -> list[Example]:
         if name not in rows.column_names:
             raise UsageError(_missing_field(file, name, rows.column_names))
     return [_example(row, data, file) for row in rows]
+
+
+def _as_text(file: Path) -> dict[str, Any]:
+    """Options that take every cell of a CSV as it stands, where pandas would see types.
+
+    None and NA are words there, and 007 is not 7.0.
+    """
+    import datasets
+
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        columns = next((row for row in csv.reader(lines) if row), [])
+    text = {name: datasets.Value("string") for name in columns if name}
+    return {"features": datasets.Features(text), "na_filter": False}
 
 
 def _missing_field(file: Path, name: str, columns: Sequence[str]) -> str:
@@ -110,7 +132,7 @@ def choose(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
     """At most `limit` of the examples (0: all), drawn by seed, in their order.
 
     >>> choose([Example("a", "b", ""), Example("c", "d", "")], limit=1, seed=0)[0].prompt
-    'c'
+    'a'
     """
     if limit == 0 or limit >= len(examples):
         return list(examples)

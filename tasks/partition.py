@@ -1,7 +1,7 @@
 """Who holds which example: a global held-out part, and one part for each client."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -61,8 +61,12 @@ def global_held_out(data: DataSettings, clients: int, seed: int, limit: int) -> 
 
 @lru_cache(maxsize=2)
 def own_part(data: DataSettings, path: str, seed: int) -> Part:
-    """A site's own data, of which it holds out its share; nothing is dealt."""
-    return Part(*hold_out(read_examples(data, path), data.client_held_out, seed))
+    """A site's own data, of which it holds out its share; nothing is dealt.
+
+    So the field that a partition goes by need not be there.
+    """
+    examples = choose(read_examples(replace(data, partition="iid"), path), data.max_examples, seed)
+    return Part(*hold_out(examples, data.client_held_out, seed))
 
 
 def hold_out(

@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from adapters.adapter import Adapter, Factors
+from adapters.algebra import pad
 from adapters.errors import UsageError
 from settings.run import DataSettings, LoraSettings, ModelSettings
 from settings.site import Site
@@ -97,7 +98,9 @@ class TunedModel:
             self._activate([])
             yield None
             return
-        slot = self._slot(adapter, dropout)
+        # A slot has one rank for all modules, and PEFT knows no rank 0; zeros change no delta.
+        adapter = pad(adapter, max(adapter.rank, 1))
+        slot = self._slot(adapter.rank, dropout)
         slot.write(adapter)
         self._activate([slot.name])
         try:
@@ -106,8 +109,7 @@ class TunedModel:
             slot.freeze()
             self._activate([])
 
-    def _slot(self, adapter: Adapter, dropout: float) -> "LoraSlot":
-        rank = adapter.rank
+    def _slot(self, rank: int, dropout: float) -> "LoraSlot":
         name = f"rank-{rank}-dropout-{dropout:g}".replace(".", "_")
         if name not in self._slots:
             config = peft.LoraConfig(

@@ -11,6 +11,7 @@ from settings.keys import flatten, flatten_tables, parse, walk
 from settings.run import (
     EMBEDDED_ENDING,
     EMBEDDED_TEMPLATE,
+    LEARNING_RATES,
     LoraSettings,
     RunSettings,
     default_values,
@@ -122,6 +123,13 @@ def test_other_data_decides_every_auto() -> None:
     data = run_settings({"data.path": "mine.csv", "data.context": 100}).data
     assert (data.partition, data.template, data.ending) == ("iid", "{prompt}\n", "")
     assert data.max_prompt == 50
+
+
+def test_the_learning_rate_is_decided_by_the_model() -> None:
+    rates = [run_settings({"model.path": path}).local.learning_rate for path in ("embedded", "x/y")]
+    assert rates == [LEARNING_RATES[True], LEARNING_RATES[False]]
+    assert rates[0] > rates[1] > 0.0
+    assert run_settings({"local.learning-rate": 0.5}).local.learning_rate == 0.5
 
 
 def test_what_was_chosen_is_not_decided() -> None:

@@ -1,0 +1,180 @@
+"""The ClientApp through Flower's own messages answers with the documented records."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from adapters.adapter import Adapter
+from adapters.codec import pack, unpack
+from adapters.records import from_record
+from client.site import starting_factors
+from client.training import train
+from settings.run import RunSettings, run_settings
+from tasks import tuned_model
+from tasks.partition import federate
+from tasks.tuned_model import TunedModel
+from tests.adapter_generators import make_adapter
+from tests.client.app_messages import (
+    CLIENTS,
+    ROUND,
+    SEED,
+    Config,
+    context,
+    instruct,
+    send,
+    write,
+)
+from tests.tiny_models import open_model
+
+pytestmark = pytest.mark.usefixtures("fresh_process")
+
+
+def by_hand(
+    tuned: TunedModel, settings: RunSettings, client: int, start: Adapter | None = None
+) -> tuple[Adapter, int]:
+    """The round of one client, without messages."""
+    part = federate(settings.data, CLIENTS, settings.seed).parts[client]
+    examples = tuned.encode(part.train, settings.data).examples
+    rank = settings.lora.rank_of(client)
+    own = starting_factors(start, tuned.shapes, rank, settings.lora.scale_of(rank), SEED)
+    return train(tuned, examples, own, settings.local, SEED).adapter, len(examples)
+
+
+def same_bytes(x: Adapter, y: Adapter) -> bool:
+    return pack(x) == pack(y)
+
+
+def test_a_query_tells_who_is_there_and_what_it_would_train(
+    config: Config, tuned: TunedModel
+) -> None:
+    content = send("query", RecordDict({"ask": ConfigRecord()}), context(config, client=1))
+    assert list(content) == ["site"]
+    site = dict(content["site"])
+    part = federate(run_settings(config).data, CLIENTS, 0).parts[1]
+    assert site == {
+        "client": "client-01",
+        "number": 1,
+        "rank": 3,
+        "base": tuned.base.identity,
+        "num-examples": len(part.train),
+        "modules": list(tuned.shapes),
+        "rows": [m for m, _ in tuned.shapes.values()],
+        "columns": [n for _, n in tuned.shapes.values()],
+    }
+
+
+def test_a_trained_adapter_comes_back_with_its_metrics(config: Config, tuned: TunedModel) -> None:
+    content = send("train", instruct(config, tuned.base.identity), context(config, client=2))
+    assert list(content) == ["adapter", "reply", "metrics"]
+    wanted, count = by_hand(tuned, run_settings(config), client=2)
+    assert same_bytes(unpack(from_record(content["adapter"])), wanted)
+    assert wanted.rank == 4
+    assert dict(content["reply"]) == {"round": ROUND, "base": tuned.base.identity}
+    metrics = content["metrics"]
+    assert isinstance(metrics, MetricRecord)
+    names = ["num-examples", "loss", "tokens", "steps", "seconds", "peak-bytes"]
+    assert list(metrics) == names
+    assert (metrics["num-examples"], metrics["steps"]) == (count, -(-count // 4))
+    assert all(float(str(value)) >= 0 for value in metrics.values())
+
+
+def test_it_trains_from_the_start_over_the_merged_base(config: Config, tuned: TunedModel) -> None:
+    merged = make_adapter(1, tuned.shapes, rank=5, scale=0.05)
+    start = make_adapter(2, tuned.shapes, rank=3, scale=0.05)
+    message = instruct(config, tuned.base.identity, merged, start)
+    content = send("train", message, context(config, client=0))
+    tuned.merge(merged)
+    wanted, _ = by_hand(tuned, run_settings(config), client=0, start=start)
+    assert same_bytes(unpack(from_record(content["adapter"])), wanted)
+
+
+def test_the_adapter_travels_in_the_format_asked_for(config: Config, tuned: TunedModel) -> None:
+    sizes = {}
+    for dtype in ("float32", "bfloat16"):
+        message = instruct(config, tuned.base.identity, wire_dtype=dtype)
+        record = send("train", message, context(config))["adapter"]
+        assert isinstance(record, ArrayRecord)
+        sizes[dtype] = len(from_record(record))
+    values = unpack(from_record(record)).num_parameters
+    assert sizes["float32"] - sizes["bfloat16"] == pytest.approx(2 * values, abs=200)
+
+
+def test_the_message_decides_shape_and_training_not_the_run(
+    config: Config, tuned: TunedModel
+) -> None:
+    start = make_adapter(2, tuned.shapes, rank=3, scale=0.05)
+    told = instruct(
+        config,
+        tuned.base.identity,
+        start=start,
+        trains="B",
+        local__max_steps=1,
+        lora__rank="6",
+        lora__alpha="3",
+        lora__dropout=0.3,
+    )
+    content = send("train", told, context(config))
+    settings = run_settings(config | {"local.max-steps": 1})
+    part = federate(settings.data, CLIENTS, settings.seed).parts[0]
+    examples = tuned.encode(part.train, settings.data).examples
+    own = starting_factors(start, tuned.shapes, 6, 0.5, SEED)
+    wanted = train(tuned, examples, own, settings.local, SEED, "B", dropout=0.3).adapter
+    assert same_bytes(unpack(from_record(content["adapter"])), wanted)
+    assert all(np.array_equal(wanted[name].a, own[name].a) for name in own)
+    assert content["metrics"]["steps"] == 1
+
+
+def test_evaluation_is_on_what_the_client_holds_out(config: Config, tuned: TunedModel) -> None:
+    merged = make_adapter(1, tuned.shapes, rank=5, scale=0.05)
+    start = make_adapter(2, tuned.shapes, rank=7, scale=0.05)
+    message = instruct(config, tuned.base.identity, merged, start)
+    content = send("evaluate", message, context(config, client=1))
+    settings = run_settings(config)
+    held_out = federate(settings.data, CLIENTS, 0).parts[1].held_out
+    examples = tuned.encode(held_out, settings.data).examples
+    wanted = tuned.evaluate_global(merged, start, examples)
+    assert list(content) == ["reply", "metrics"]
+    assert dict(content["reply"]) == {"round": ROUND, "base": tuned.base.identity}
+    assert dict(content["metrics"]) == {
+        "num-examples": len(held_out),
+        "loss": wanted.loss,
+        "tokens": wanted.tokens,
+    }
+
+
+def test_who_answered_before_leaves_no_trace(config: Config, tuned: TunedModel) -> None:
+    base = tuned.base.identity
+    start = make_adapter(2, tuned.shapes, rank=3, scale=0.05)
+
+    def answer(client: int, merged: Adapter | None = None) -> bytes:
+        message = instruct(config, base, merged, start, lora__dropout=0.2)
+        return from_record(send("train", message, context(config, client))["adapter"])
+
+    alone = answer(2)
+    tuned_model._resident.cache_clear()
+    answer(1)
+    send("query", RecordDict({"ask": ConfigRecord()}), context(config, 0))
+    merged = make_adapter(1, tuned.shapes, rank=5, scale=0.05)
+    send("evaluate", instruct(config, base, merged), context(config, 0))
+    answer(0, merged)
+    assert answer(2) == alone
+
+
+def test_the_sites_own_values_win(config: Config, gpt2_folder: Path, tmp_path: Path) -> None:
+    own = write(tmp_path / "own.jsonl", 20, word="own")
+    there = context(
+        config | {"model.device": "no such device"},
+        name="oslo",
+        rank=5,
+        data_path=own,
+        model_path=str(gpt2_folder),
+        device="cpu",
+    )
+    site = dict(send("query", RecordDict({"ask": ConfigRecord()}), there)["site"])
+    gpt2 = open_model(gpt2_folder)
+    assert (site["client"], site["rank"], site["num-examples"]) == ("oslo", 5, 18)
+    assert (site["base"], site["modules"]) == (gpt2.base.identity, list(gpt2.shapes))
+    adapter = send("train", instruct(config, gpt2.base.identity), there)["adapter"]
+    assert unpack(from_record(adapter)).rank == 5
