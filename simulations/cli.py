@@ -251,9 +251,11 @@ def strategies() -> None:
 def main() -> None:
     """Entry point: errors that a person can mend are one message, without a traceback."""
     debug = "--debug" in sys.argv
-    # Threads that wait by spinning stall each other by a factor of ten where anything else runs on
-    # the same cores; sleeping costs nothing that shows. Read once, when torch is loaded.
+    # Threads that wait by spinning stall each other tenfold where anything else uses the same
+    # cores: torch's shall sleep instead, and numpy's small decompositions need no second thread.
+    # Both are read once, when torch and numpy are loaded, which is after this.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = cli(standalone_mode=False)
     except BouquetError as error:

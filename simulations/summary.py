@@ -15,12 +15,12 @@ from simulations.display import human_bytes
 def comparison(
     settings: RunSettings, rounds: Sequence[Mapping[str, Any]], central: Mapping[str, Any] | None
 ) -> Table:
-    """Held-out loss and perplexity of each model, and the share of the base's loss it removes."""
+    """Each model's held-out loss, its perplexity, and how many examples it was trained on."""
     base, last = rounds[0].get("held_out_loss"), rounds[-1].get("held_out_loss")
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    table.add_column("model", no_wrap=True)
-    for name in ("held-out loss", "perplexity", "change", "examples seen"):
-        table.add_column(name, justify="right")
+    table = Table(box=None, padding=0, header_style="bold")
+    table.add_column("model", no_wrap=True, width=31)
+    for name, width in (("held-out loss", 13), ("change", 10), ("perplexity", 12), ("seen", 12)):
+        table.add_column(name, justify="right", width=width, no_wrap=True)
     batch = settings.local.batch_size * settings.local.accumulation
     steps = sum(c["steps"] for record in rounds[1:] for c in record["clients"])
     rows: list[tuple[str, float | None, str]] = [
@@ -38,7 +38,7 @@ def comparison(
     for name, loss, seen in rows:
         if loss is not None:
             change = f"{loss - base:+.4f}" if base is not None and loss != base else ""
-            table.add_row(name, f"{loss:.4f}", f"{math.exp(min(loss, 700)):,.1f}", change, seen)
+            table.add_row(name, f"{loss:.4f}", change, f"{math.exp(min(loss, 700)):,.1f}", seen)
     return table
 
 

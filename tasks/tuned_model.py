@@ -157,7 +157,8 @@ class TunedModel:
 
     def batch(self, examples: Sequence[Encoded]) -> Batch:
         """These examples as one padded batch on the model's device."""
-        return collate(examples, self.base.tokenizer.pad_token_id or 0, self.device)
+        pad_id = self.base.tokenizer.pad_token_id or 0
+        return collate(examples, pad_id, self.device, self.base.context)
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         """Summed cross-entropy over the batch's target tokens, in nats; float32, differentiable.

@@ -14,8 +14,8 @@ from adapters.adapter import Adapter
 from client.training import train
 from settings.keys import Value
 from settings.run import LocalSettings
-from tasks.encoding import Encoded, order_batches
-from tests.tiny_models import open_model, random_adapter, random_examples, settings_for
+from tasks.encoding import SHAPE_STEP, Encoded, order_batches
+from tests.tiny_models import CONTEXT, open_model, random_adapter, random_examples, settings_for
 
 SEED = 11
 
@@ -41,8 +41,11 @@ def peft_model(folder: Path, adapter: Adapter, targets: list[str], dropout: floa
 
 
 def padded(examples: list[Encoded]) -> tuple[dict[str, torch.Tensor], int]:
-    """A batch as transformers takes it, and how many tokens count in it."""
-    width = max(len(example.ids) for example in examples)
+    """A batch as transformers takes it, and how many tokens count in it.
+
+    Dropout draws for every position, so the padding must be ours for the draws to be.
+    """
+    width = min(SHAPE_STEP * math.ceil(max(len(e.ids) for e in examples) / SHAPE_STEP), CONTEXT)
     ids = torch.zeros((len(examples), width), dtype=torch.long)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
     for row, example in enumerate(examples):

@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,7 +70,7 @@ def test_a_batch_is_padded_on_the_right_and_masked() -> None:
         Encoded(np.array([5, 6, 7, 8, 9], np.int64), loss_from=3),
         Encoded(np.array([4, 3, 2], np.int64), loss_from=1),
     ]
-    batch = collate(examples, pad_id=0, device=CPU)
+    batch = collate(examples, pad_id=0, device=CPU, longest=5)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [4, 3, 2, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
     no = IGNORED
@@ -79,7 +80,7 @@ def test_a_batch_is_padded_on_the_right_and_masked() -> None:
 
 
 def test_a_token_that_equals_the_padding_still_counts() -> None:
-    batch = collate([Encoded(np.array([1, 0, 0], np.int64), 1)], pad_id=0, device=CPU)
+    batch = collate([Encoded(np.array([1, 0, 0], np.int64), 1)], 0, CPU, longest=3)
     assert batch.labels.tolist() == [[IGNORED, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1]]
     assert batch.targets == 2
@@ -87,6 +88,28 @@ def test_a_token_that_equals_the_padding_still_counts() -> None:
 
 def test_collating_leaves_the_examples_as_they_were() -> None:
     example = Encoded(np.array([1, 2, 3], np.int64), 1)
-    batch = collate([example], pad_id=0, device=CPU)
+    batch = collate([example], pad_id=0, device=CPU, longest=3)
     batch.input_ids.fill_(9)
     assert example.ids.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("length", "loss_from", "longest", "width", "first_target"),
+    [
+        (5, 3, 512, 32, 1),
+        (32, 31, 512, 32, 1),
+        (33, 32, 512, 64, 32),
+        (70, 69, 512, 96, 64),
+        (70, 40, 80, 80, 32),
+        (70, 40, 70, 70, 32),
+    ],
+)
+def test_batches_come_in_few_shapes_and_never_longer_than_the_model_takes(
+    length: int, loss_from: int, longest: int, width: int, first_target: int
+) -> None:
+    example = Encoded(np.arange(length), loss_from)
+    batch = collate([example], 0, CPU, longest)
+    assert batch.input_ids.shape == (1, width)
+    assert (batch.targets, batch.first_target) == (length - loss_from, first_target)
+    assert int(batch.attention_mask.sum()) == length
+    assert (batch.labels[:, : batch.first_target] == IGNORED).all()
