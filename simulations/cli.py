@@ -251,10 +251,8 @@ def strategies() -> None:
 def main() -> None:
     """Entry point: errors that a person can mend are one message, without a traceback."""
     debug = "--debug" in sys.argv
-    # Threads that wait by spinning stall each other tenfold where anything else uses the same
-    # cores: torch's shall sleep instead, and numpy's small decompositions need no second thread.
-    # Both are read once, when torch and numpy are loaded, which is after this.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # numpy's small decompositions gain nothing from a second thread and lose much where it has to
+    # wait for a core. Read once, when numpy is loaded, which is after this.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = cli(standalone_mode=False)
