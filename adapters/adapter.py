@@ -26,6 +26,8 @@ class Factors:
     """The factors of one module, with delta s B A.
 
     a: (r, n) float32.  b: (m, r) float32.  scale: s, finite.  A rank of 0 is the zero delta.
+    A is held by row and B by column, whatever comes in: each direction lies together in memory,
+    stacking is a plain copy, and the same values always give the same rounding.
 
     Raises AdapterError when the shapes do not fit each other, the dtype is not float32 or the
     scale is not finite.
@@ -50,6 +52,8 @@ class Factors:
             )
         if not np.isfinite(self.scale):
             raise AdapterError(f"the scale of factors must be finite; got {self.scale}")
+        object.__setattr__(self, "a", np.ascontiguousarray(self.a))
+        object.__setattr__(self, "b", np.asfortranarray(self.b))
 
     @property
     def rank(self) -> int:

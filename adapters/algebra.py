@@ -36,14 +36,14 @@ def stack(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
         parts = [adapter[name] for adapter in adapters]
         ranks = [part.rank for part in parts]
         a = np.empty((sum(ranks), n), np.float32)
-        b = np.empty((m, sum(ranks)), np.float32)
+        columns = np.empty((sum(ranks), m), np.float32)  # those of B, each in one piece
         at = 0
         for part, weight in zip(parts, weights, strict=True):
             block = slice(at, at + part.rank)
             a[block] = part.a
-            np.multiply(part.b, np.float32(weight * part.scale), out=b[:, block])
+            np.multiply(part.b.T, np.float32(weight * part.scale), out=columns[block])
             at += part.rank
-        modules[name] = Factors(a, b, 1.0)
+        modules[name] = Factors(a, columns.T, 1.0)
     return Adapter(modules)
 
 
