@@ -35,7 +35,7 @@ format: $(READY)
 plot: $(READY)  ## draw the newest demo run into docs/demo.svg
 	$(BIN)/python tools/plot_run.py $$(ls -dt runs/*/ | head -1) --output docs/demo.svg
 
-bench: $(READY)  ## ratios against plain loops, memory, Ray; about half an hour
+bench: $(READY)  ## ratios against plain loops, memory, Ray; about a quarter of an hour
 	$(BIN)/python -m benchmarks
 
 pretrain: $(READY)  ## make the embedded base model again
