@@ -120,6 +120,45 @@ def truncate(adapter: Adapter, rank: int) -> Adapter:
     )
 
 
+def beyond(adapter: Adapter, rank: int) -> Adapter:
+    """What `truncate` cuts off: the rows of A and columns of B from `rank` on."""
+    return Adapter(
+        {name: Factors(f.a[rank:], f.b[:, rank:], f.scale) for name, f in adapter.items()}
+    )
+
+
+def with_row_norm(adapter: Adapter, norm: float) -> Adapter:
+    """The same delta with every row of A scaled to this norm, and B's columns the other way.
+
+    A row of zeros stays.
+
+    >>> x = Adapter({"q": Factors(np.ones((1, 4), np.float32), np.ones((3, 1), np.float32), 1.0)})
+    >>> with_row_norm(x, 1.0)["q"].b.tolist()
+    [[2.0], [2.0], [2.0]]
+    """
+    modules = {}
+    for name, f in adapter.items():
+        rows = np.linalg.norm(f.a, axis=1)
+        factor = np.asarray(np.where(rows > 0.0, rows / norm, 1.0), np.float32)
+        modules[name] = Factors(f.a / factor[:, None], f.b * factor, f.scale)
+    return Adapter(modules)
+
+
+def balanced_at(adapter: Adapter, scale: float) -> Adapter:
+    """The same delta, with sqrt(scale) moved from A to B.
+
+    Written at this scale, as a client does, A and B are then as large as each other where they are
+    so here at scale 1.
+
+    >>> x = Adapter({"q": Factors(np.ones((1, 2), np.float32), np.ones((3, 1), np.float32), 1.0)})
+    >>> written = rescale(balanced_at(x, 4.0), 4.0)["q"]
+    >>> float(written.a[0, 0]), float(written.b[0, 0])
+    (0.5, 0.5)
+    """
+    root = np.float32(scale**0.5)
+    return Adapter({n: Factors(f.a / root, f.b * root, f.scale) for n, f in adapter.items()})
+
+
 def pad(adapter: Adapter, rank: int) -> Adapter:
     """Zero rows of A and zero columns of B up to `rank`: the delta does not change.
 

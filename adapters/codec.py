@@ -6,6 +6,7 @@
     data      the tensors, in the order of the header, without gaps
 
 Tensors are named MODULE.lora_A and MODULE.lora_B, so any safetensors reader can open the bytes.
+Where the receiver knows one of the two already, only the other travels.
 Factors travel in float32, or at half the bytes in bfloat16 or float16; they are held in float32.
 """
 
@@ -50,10 +51,11 @@ _DECODE: dict[str, Callable[[bytes], Any]] = {
 }
 
 
-def pack(adapter: Adapter, dtype: str = "float32") -> bytes:
+def pack(adapter: Adapter, dtype: str = "float32", factors: str = "both") -> bytes:
     """Adapter -> bytes. The same adapter always gives the same bytes.
 
     dtype: float32 (exact), bfloat16 or float16 (half the bytes, rounded to nearest).
+    factors: `A`, `B` or `both`: those that travel.
     Raises AdapterError for an unknown dtype, values that it cannot hold, or no module at all.
 
     >>> x = Adapter({"q": Factors(np.ones((1, 2), np.float32), np.ones((3, 1), np.float32), 2.0)})
@@ -68,8 +70,11 @@ def pack(adapter: Adapter, dtype: str = "float32") -> bytes:
     entries: dict[str, Any] = {}
     chunks: list[bytes] = []
     at = 0
-    for name, factors in adapter.items():
-        for tensor, values in ((f"{name}.lora_A", factors.a), (f"{name}.lora_B", factors.b)):
+    for name, module in adapter.items():
+        for letter, values in (("A", module.a), ("B", module.b)):
+            if factors not in (letter, "both"):
+                continue
+            tensor = f"{name}.lora_{letter}"
             with np.errstate(over="ignore"):
                 chunk = _ENCODE[code](np.ascontiguousarray(values)).tobytes()
             # The values too: rounding to bfloat16 can carry a NaN over into a zero.
@@ -86,7 +91,7 @@ def pack(adapter: Adapter, dtype: str = "float32") -> bytes:
     data = b"".join(chunks)
     entries["__metadata__"] = {
         "format": FORMAT,
-        "scales": json.dumps({name: factors.scale for name, factors in adapter.items()}),
+        "scales": json.dumps({name: module.scale for name, module in adapter.items()}),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     header = json.dumps(entries, separators=(",", ":")).encode()
@@ -103,8 +108,11 @@ def budget_bytes(shapes: Shapes, rank: int, dtype: str = "float32") -> int:
     return values * ITEM_BYTES[WIRE_DTYPES[dtype]] + HEADER_BYTES_PER_MODULE * (len(shapes) + 4)
 
 
-def unpack(packed: bytes) -> Adapter:
+def unpack(packed: bytes, known: Adapter | None = None) -> Adapter:
     """Bytes -> Adapter, checking everything that the bytes claim before relying on it.
+
+    known: where only one factor of a module travels, the first rows of A or columns of s B of this
+    adapter are the other.
 
     Raises AdapterError, and nothing else, for any input that `pack` did not make: lying lengths,
     gaps, overlaps, unknown dtypes, missing halves, non-finite values, a wrong hash.
@@ -121,20 +129,37 @@ def unpack(packed: bytes) -> Adapter:
     tensors = _read_tensors(header, data)
     modules = {}
     for name, scale in scales.items():
-        a, b = tensors.pop(f"{name}.lora_A", None), tensors.pop(f"{name}.lora_B", None)
-        if a is None or b is None:
-            raise AdapterError(f"module {name!r:.200} must come with both lora_A and lora_B")
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             raise AdapterError(
                 f"the scale of module {name!r:.200} must be a number; got {scale!r:.80}"
             )
+        a, b = tensors.pop(f"{name}.lora_A", None), tensors.pop(f"{name}.lora_B", None)
         try:
+            if a is None or b is None:
+                a, b = _completed(
+                    a, b, float(scale), known[name] if known and name in known else None
+                )
             modules[name] = Factors(a, b, float(scale))
         except (AdapterError, OverflowError) as error:
             raise AdapterError(f"module {name!r:.200}: {error}") from None
     if tensors:
         raise AdapterError(f"tensor {next(iter(tensors))!r:.200} belongs to no module with a scale")
     return Adapter(modules)
+
+
+def _completed(
+    a: FloatArray | None, b: FloatArray | None, scale: float, known: Factors | None
+) -> tuple[FloatArray, FloatArray]:
+    """Both factors, the one that did not travel taken from `known`."""
+    if known is None or (a is None and b is None):
+        raise AdapterError("must come with both lora_A and lora_B")
+    if b is None:
+        assert a is not None
+        if not np.isfinite(scale) or scale <= 0.0:
+            raise AdapterError(f"its scale must be finite and above zero; got {scale}")
+        with np.errstate(over="ignore"):
+            return a, known.b[:, : a.shape[0]] * np.float32(known.scale / scale)
+    return known.a[: b.shape[1]], b
 
 
 def _split(packed: bytes) -> tuple[dict[str, Any], bytes]:

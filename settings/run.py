@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import UsageError
+from settings.federation import (
+    ClientsSettings,
+    EvaluateSettings,
+    StartSettings,
+    StrategySettings,
+    WireSettings,
+)
 from settings.keys import Value, coerce, flatten_tables, key, parse
 
 EMBEDDED = "embedded"
@@ -51,39 +58,12 @@ def _template_has_prompt(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class StrategySettings:
-    """How the server combines the clients' adapters."""
-
-    name: str = key("The aggregation method; `bouquet strategies` lists them.")
-    energy: float = key(
-        "flora: share of the squared norm that merged keeps in each module; 1 is lossless.",
-        above=0,
-        at_most=1,
-    )
-
-
-@dataclass(frozen=True)
-class ClientsSettings:
-    """Who takes part."""
-
-    count: int = key("Simulated clients.", at_least=1, at_most=100_000)
-    fraction: float = key(
-        "Share of the clients sampled each round, rounded up to at least one.", above=0, at_most=1
-    )
-    weights: str = key(
-        "A client's weight in the mean: its number of examples, or the same for all.",
-        one_of=("examples", "uniform"),
-    )
-    min_replies: int = key("A round with fewer usable replies stops the run.", at_least=1)
-    timeout_seconds: float = key("How long a round waits for replies.", above=0)
-
-
-@dataclass(frozen=True)
 class ModelSettings:
     """The common base model."""
 
     path: str = key(
-        "A folder or hub id of a causal language model; 'embedded' is the small one shipped here."
+        "A folder or hub id of a causal language model, or under task=classification of an encoder "
+        "or classifier; 'embedded' is the small causal one shipped here."
     )
     dtype: str = key("Number format of the frozen base.", one_of=("float32", "bfloat16", "float16"))
     device: str = key("Where to train: auto takes CUDA where there is one. A site may override.")
@@ -104,12 +84,23 @@ class DataSettings:
         one_of=("auto", "iid", "dirichlet", "natural", "files"),
     )
     field: str = key("The field that dirichlet and natural partitions go by.")
+    min_examples: int = key(
+        "dirichlet: shares are drawn again until every client has this many examples.", at_least=1
+    )
     dirichlet_alpha: float = key(
         "Concentration of the Dirichlet partition: 0.1 is very uneven, 100 nearly IID.", above=0
     )
     prompt: str = key("Field that holds the prompt; the template puts it into context.")
     response: str = key("Field that holds the response.")
-    text: str = key("Field that holds running text, instead of prompt and response; may be empty.")
+    text: str = key(
+        "Field that holds running text, instead of prompt and response; may be empty. The text to "
+        "classify, where it is not data.prompt."
+    )
+    label: str = key("task=classification: field that holds the label.")
+    labels: str = key(
+        "task=classification: all labels, with commas, in the order of the classes; empty: those "
+        "in the data, sorted."
+    )
     template: str = key(
         "Text around the prompt; the response follows it directly. auto fits the embedded data, "
         "and is the prompt and a line break for other.",
@@ -132,6 +123,21 @@ class DataSettings:
     client_held_out: float = key(
         "Share of a client's examples that it holds out for evaluation.", at_least=0, at_most=0.5
     )
+
+    def listed_labels(self) -> tuple[str, ...]:
+        """The labels one by one; empty where they are left to the data.
+
+        Raises UsageError for fewer than two, an empty one, or one that comes twice.
+        """
+        if not self.labels.strip():
+            return ()
+        labels = tuple(label.strip() for label in self.labels.split(","))
+        if len(labels) < 2 or "" in labels or len(set(labels)) < len(labels):
+            raise UsageError(
+                f"data.labels={self.labels!r}: expected at least two labels, none empty and each "
+                "once, separated by commas"
+            )
+        return labels
 
 
 @dataclass(frozen=True)
@@ -191,26 +197,6 @@ class LocalSettings:
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
-    """Held-out loss of the global model."""
-
-    server: bool = key("The server evaluates on the global held-out part (needs the base model).")
-    clients: bool = key("The clients evaluate on their own held-out parts.")
-    every: int = key("Evaluate after every so many rounds, and after the last.", at_least=1)
-    max_examples: int = key("Evaluate on at most this many examples; 0: all.", at_least=0)
-
-
-@dataclass(frozen=True)
-class WireSettings:
-    """How adapters travel."""
-
-    dtype: str = key(
-        "Number format on the wire; float32 is exact, the others halve the bytes.",
-        one_of=("float32", "bfloat16", "float16"),
-    )
-
-
-@dataclass(frozen=True)
 class RunSettings:
     """One run, whole."""
 
@@ -222,6 +208,11 @@ class RunSettings:
     local: LocalSettings
     evaluate: EvaluateSettings
     wire: WireSettings
+    start: StartSettings
+    task: str = key(
+        "causal: the loss is that of the response's tokens; classification: of a text's label.",
+        one_of=("causal", "classification"),
+    )
     rounds: int = key("Federated rounds.", at_least=1)
     seed: int = key("Every random choice of the run derives from it.", at_least=0, at_most=2**31)
     output: str = key("Folder of the run; empty: runs/STRATEGY-NUMBER.")

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.adapter import Adapter
-from adapters.algebra import mean_of_factors
-from strategies.strategy import GlobalModel, Properties, Update
+from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(Strategy):
     """start <- (mean of A, mean of s B); one rank for all clients."""
 
     @property
@@ -31,6 +30,9 @@ class FedAvg:
             mixed_ranks=False,
             exact=False,
             reveals="the mean of the factors; with two clients, each other's factors",
+            sums_only=True,
+            bytes_up="b r D",
+            bytes_down="b r D",
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:
@@ -39,7 +41,4 @@ class FedAvg:
 
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
         """The weighted mean of each factor."""
-        return GlobalModel(
-            merged=model.merged,
-            start=mean_of_factors([u.adapter for u in updates], [u.weight for u in updates]),
-        )
+        return GlobalModel(merged=model.merged, start=mean(updates))

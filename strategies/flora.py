@@ -9,7 +9,8 @@ Heterogeneous Low-Rank Adaptations", NeurIPS 2024, arXiv 2409.05976.
 The paper sends the stack itself. Here `merged` and the stack are refactored together into the
 lowest rank: the same delta to float32, never more bytes than rank min(m, n) takes, and no block
 that belongs to one client. `energy` below 1 truncates to the leading singular directions, which
-saves bytes and gives up exactness.
+saves bytes and gives up exactness. Beginning every round anew is the paper's rule and its known
+weakness; `policy` offers others (strategies/warm_start.py), with the same global model.
 """
 
 from collections.abc import Sequence
@@ -18,34 +19,52 @@ from dataclasses import dataclass
 from adapters.adapter import Adapter
 from adapters.algebra import stack
 from adapters.refactoring import refactor
-from strategies.strategy import GlobalModel, Properties, Update, ideal_increment
+from strategies.strategy import (
+    GlobalModel,
+    LocalRule,
+    Properties,
+    Strategy,
+    Update,
+    ideal_increment,
+)
+from strategies.warm_start import RANDOM, begin_next_round
 
 
 @dataclass(frozen=True)
-class Flora:
-    """merged <- refactor(merged + sum_k p_k s_k B_k A_k)."""
+class Flora(Strategy):
+    """merged + start <- refactor(merged + sum_k p_k s_k B_k A_k)."""
 
     energy: float = 1.0
-    """Share of ||merged||_F^2 that each module keeps, in (0, 1]; 1.0 is lossless."""
+    """Share of ||merged + start||_F^2 that each module keeps, in (0, 1]; 1.0 is lossless."""
+    policy: str = RANDOM
 
     @property
     def properties(self) -> Properties:
         """Exact at any mix of ranks, unless the energy truncates."""
         return Properties(
-            title="FLoRA",
+            title="FLoRA" if self.policy == RANDOM else f"FLoRA, start {self.policy}",
             source="NeurIPS 2024, arXiv 2409.05976",
             mixed_ranks=True,
             exact=self.energy == 1.0,
             reveals="a mixture of all clients' directions; with two clients, each other's delta",
+            sums_only=False,
+            bytes_up="b r_k D",
+            bytes_down="b min(S T, m, n) D"
+            if self.policy == RANDOM
+            else "b (R + min((R + S) T, m, n)) D",
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:
         """The bare base: each client draws its own factors."""
-        return GlobalModel()
+        return GlobalModel(memory={"rank": fresh.rank})
+
+    def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
+        """No client loses a direction of a warm start."""
+        return LocalRule(freezes_tail=True)
 
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
         """Stack, add to what was merged before, and rewrite at the lowest rank."""
-        increment = ideal_increment(updates)
+        total = ideal_increment(updates)
         if model.merged is not None:
-            increment = stack([model.merged, increment], [1.0, 1.0])
-        return GlobalModel(merged=refactor(increment, self.energy).adapter)
+            total = stack([model.merged, total], [1.0, 1.0])
+        return begin_next_round(self.policy, model, refactor(total, self.energy).adapter)

@@ -1,29 +1,89 @@
 """The methods by name, and the one place where a name becomes a Strategy."""
 
+import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from adapters.errors import UsageError, listing
 from strategies.fedavg import FedAvg
+from strategies.fedex_lora import FedExLora
+from strategies.fedsa_lora import FedSaLora
+from strategies.ffa_lora import FfaLora
+from strategies.flexlora import FlexLora
 from strategies.flora import Flora
+from strategies.flora_na import FloraNa
+from strategies.florist import Florist
+from strategies.frlora import FrLora
+from strategies.hetlora import HetLora
+from strategies.ideal import Ideal
+from strategies.lora_fair import LoraFair
+from strategies.rbla import Rbla
+from strategies.rolora import RoLora
 from strategies.strategy import Strategy
+from strategies.warm_start import RANDOM, check_policy
 from strategies.zero_padding import ZeroPadding
 
-STRATEGIES: Mapping[str, Callable[[float], Strategy]] = {
-    "flora": lambda energy: Flora(energy),
-    "fedavg": lambda energy: FedAvg(),
-    "zero-padding": lambda energy: ZeroPadding(),
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run may choose about its method; each method takes what concerns it."""
+
+    energy: float = 0.0
+    """0: the method's own."""
+    policy: str = AUTO
+    ridge: float = LoraFair.ridge
+    prune: float = HetLora.prune
+    penalty: float = HetLora.penalty
+
+    def energy_or(self, default: float) -> float:
+        """The energy, or the method's own where none was chosen."""
+        return self.energy or default
+
+    def policy_or(self, default: str) -> str:
+        """The start policy, or the method's own where none was chosen."""
+        return check_policy(default if self.policy == AUTO else self.policy)
+
+
+STRATEGIES: Mapping[str, Callable[[Options], Strategy]] = {
+    "flora": lambda o: Flora(o.energy_or(Flora.energy), o.policy_or(RANDOM)),
+    "flora-warm": lambda o: Flora(o.energy_or(Flora.energy), o.policy_or("global")),
+    "fedavg": lambda o: FedAvg(),
+    "zero-padding": lambda o: ZeroPadding(),
+    "hetlora": lambda o: HetLora(o.prune, o.penalty),
+    "flexlora": lambda o: FlexLora(),
+    "ffa-lora": lambda o: FfaLora(),
+    "rolora": lambda o: RoLora(),
+    "fedex-lora": lambda o: FedExLora(),
+    "lora-fair": lambda o: LoraFair(o.ridge),
+    "fedsa-lora": lambda o: FedSaLora(),
+    "florist": lambda o: Florist(o.energy_or(Florist.energy), o.policy_or(RANDOM)),
+    "frlora": lambda o: FrLora(),
+    "rbla": lambda o: Rbla(),
+    "flora-na": lambda o: FloraNa(),
+    "ideal": lambda o: Ideal(),
 }
+HAVE_A_START_POLICY = ("flora", "flora-warm", "florist")
 
 
-def make_strategy(name: str, energy: float = 1.0) -> Strategy:
+def make_strategy(name: str, options: Options | None = None) -> Strategy:
     """The strategy of this name; UsageError lists the names there are.
 
     >>> make_strategy("fedavg").properties.mixed_ranks
     False
     """
     if name not in STRATEGIES:
-        raise UsageError(f"strategy must be one of {', '.join(STRATEGIES)}; got {name!r}")
-    return STRATEGIES[name](energy)
+        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        raise UsageError(f"strategy must be one of {', '.join(STRATEGIES)}; got {name!r}{hint}")
+    options = options or Options()
+    if options.policy != AUTO and name not in HAVE_A_START_POLICY:
+        raise UsageError(
+            f"start.policy={options.policy} is for {', '.join(HAVE_A_START_POLICY)}; {name} "
+            "says itself what a round begins from: leave start.policy at auto"
+        )
+    return STRATEGIES[name](options)
 
 
 def refuse_ranks(name: str, strategy: Strategy, ranks: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""What an aggregation method is: a value for the global model, and a rule that makes the next.
+"""What an aggregation method is: a value for the global model, and rules for what happens to it.
 
     global model after a round:   W + delta(merged) + delta(start)
 
@@ -6,12 +6,15 @@
 training from; without one each client draws fresh factors (A random, B zero).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from adapters.adapter import Adapter
-from adapters.algebra import module_norms, stack, total_norm
+from adapters.algebra import mean_of_factors, stack
+from adapters.head import Head
+
+BOTH = "both"
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +23,10 @@ class GlobalModel:
 
     merged: Adapter | None = None
     start: Adapter | None = None
+    head: Head | None = None
+    """What trains beside the factors; averaged by the server under every method."""
+    memory: Mapping[str, str | int] = field(default_factory=dict)
+    """What the method itself must remember, such as whose turn it is."""
 
     def total(self) -> Adapter | None:
         """Merged + start as one adapter; None while the global model is the base itself."""
@@ -33,13 +40,42 @@ class Update:
 
     client: str
     weight: float
-    """p_k, in (0, 1]; the weights of a round sum to 1."""
+    """p_k, in (0, 1]; the weights of a round's clients sum to 1."""
     adapter: Adapter
 
 
 @dataclass(frozen=True)
+class LocalRule:
+    """What a method asks of a client in one round; the defaults are plain LoRA training."""
+
+    trains: str = BOTH
+    """The factors that train: `A`, `B` or `both`."""
+    sends: str = BOTH
+    """The factors that travel up. What does not is as it was in `start`."""
+    receives: str = BOTH
+    """The factors of `start` that travel down. An A that does not is drawn from the run's seed, a B
+    that does not is zero."""
+    keeps_b: bool = False
+    """The client keeps its own B from round to round and never sends it."""
+    freezes_tail: bool = False
+    """Directions of `start` beyond a client's rank stay in its model, frozen, and the server adds
+    them to its reply; otherwise the client never sees them."""
+    rank: int = 0
+    """The client trains at most this rank; 0: its own."""
+    prune: float = 1.0
+    """The client lowers its rank to this share of it when the rest shrank in training."""
+    penalty: float = 0.0
+    """Weight in the client's loss of sum over modules ||B_rest||_F ||A_rest||_F."""
+
+
+@dataclass(frozen=True)
 class Properties:
-    """What a method promises; the contract tests hold it to this."""
+    """What a method promises; the contract tests hold it to this.
+
+    In the formulas of bytes, for one client in one round, b is the bytes of a value; M, N, D the
+    sums over modules of m, n, m + n; r the common rank, r_k the client's, R the largest, S the sum
+    of the ranks in the cohort; T the rounds so far.
+    """
 
     title: str
     source: str
@@ -49,6 +85,14 @@ class Properties:
     """The new global model is exactly the one before plus sum_k p_k s_k B_k A_k."""
     reveals: str
     """What one client can learn of another client's adapter from what the server sends."""
+    sums_only: bool
+    """The server needs only weighted sums of what clients send, as secure aggregation gives it."""
+    bytes_up: str
+    bytes_down: str
+    personal: bool = False
+    """Each client has a model of its own, and there is no global one."""
+    begins_from_base: bool = False
+    """`begin` needs the leading singular directions of the base weights instead of random ones."""
 
 
 class Strategy(Protocol):
@@ -63,14 +107,21 @@ class Strategy(Protocol):
         """The global model before round one; its delta is zero.
 
         fresh: factors drawn from the run's seed at the largest rank of any client (A random, B
-        zero), for methods whose clients must begin alike.
+        zero), for methods whose clients must begin alike; under `begins_from_base` the best
+        approximation of the base weights at that rank.
         """
         ...
+
+    def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
+        """What this client is asked to do with this model."""
+        return LocalRule()
 
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
         """The next global model from this one and at least one client's trained factors.
 
-        The caller passes updates in a fixed order, with weights that sum to 1.
+        The caller passes updates in a fixed order, with weights that sum to 1, and takes care of
+        the head. Where the rule froze tails, what the clients kept comes last, as one more update
+        of weight 1.
         """
         ...
 
@@ -80,41 +131,6 @@ def ideal_increment(updates: Sequence[Update]) -> Adapter:
     return stack([update.adapter for update in updates], [update.weight for update in updates])
 
 
-ROUNDING = 1e-6
-"""A distance below this share of ||merged|| is rounding: merged is held in float32."""
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How far a method's new global model lies from the ideal one, relative to the increment."""
-
-    total: float
-    modules: dict[str, float]
-
-
-def aggregation_noise(before: GlobalModel, after: GlobalModel, increment: Adapter) -> Noise:
-    """||global_after - ideal||_F / ||increment||_F.
-
-    ideal = W + delta(merged_before) + increment.
-
-    increment: `ideal_increment` of the round. Where it is zero, the noise is 0 if the distance is
-    zero too (to rounding) and infinite if it is not. Rounding leaves about 1e-7 of
-    ||global_after|| / ||increment||.
-    """
-    terms = [(-1.0, increment)]
-    terms += [(-1.0, before.merged)] if before.merged is not None else []
-    terms += [(1.0, part) for part in (after.merged, after.start) if part is not None]
-    distance, size = module_norms(terms), module_norms([(1.0, increment)])
-    held = dict.fromkeys(size, 0.0)
-    if before.merged is not None:
-        held = module_norms([(1.0, before.merged)])
-    return Noise(
-        total=_ratio(total_norm(distance), total_norm(size), total_norm(held)),
-        modules={name: _ratio(distance[name], size[name], held[name]) for name in size},
-    )
-
-
-def _ratio(distance: float, size: float, held: float) -> float:
-    if size > 0.0:
-        return distance / size
-    return 0.0 if distance <= ROUNDING * held else float("inf")
+def mean(updates: Sequence[Update]) -> Adapter:
+    """The weighted mean of each factor on its own, at the one rank that all updates have."""
+    return mean_of_factors([u.adapter for u in updates], [u.weight for u in updates])

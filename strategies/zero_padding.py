@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.adapter import Adapter
-from adapters.algebra import mean_of_factors, pad
-from strategies.strategy import GlobalModel, Properties, Update
+from strategies.padding import pad_updates
+from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
 
 
 @dataclass(frozen=True)
-class ZeroPadding:
+class ZeroPadding(Strategy):
     """start <- FedAvg of the padded factors."""
 
     @property
@@ -31,6 +31,9 @@ class ZeroPadding:
             mixed_ranks=True,
             exact=False,
             reveals="the mean of the factors; above all others' ranks, a client's own rows alone",
+            sums_only=True,
+            bytes_up="b r_k D",
+            bytes_down="b R D",
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:
@@ -39,11 +42,4 @@ class ZeroPadding:
 
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
         """The weighted mean of the padded factors; the rank of the global model never falls."""
-        rank = max(update.adapter.rank for update in updates)
-        if model.start is not None:
-            rank = max(rank, model.start.rank)
-        padded = [pad(update.adapter, rank) for update in updates]
-        return GlobalModel(
-            merged=model.merged,
-            start=mean_of_factors(padded, [update.weight for update in updates]),
-        )
+        return GlobalModel(merged=model.merged, start=mean(pad_updates(model, updates)))

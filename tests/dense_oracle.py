@@ -105,3 +105,15 @@ def mean_of_padded_factors(
                 total += p_left * p_right * left[name].scale * product
         deltas[name] = total
     return deltas
+
+
+def zero_deltas(pairs: Mapping[str, tuple[Dense, Dense]]) -> Deltas:
+    """Module -> zeros (m, n), for factors (A, B) of these shapes."""
+    return {name: np.zeros((len(b), a.shape[1])) for name, (a, b) in pairs.items()}
+
+
+def leading(delta: Dense, rank: int) -> tuple[Dense, Dense, Dense]:
+    """U (m, q), S (q,), V' (q, n): the first `rank` singular directions, those of zero left out."""
+    u, s, v = np.linalg.svd(delta, full_matrices=False)
+    q = min(rank, int((s > 1e-6 * s[0]).sum()))
+    return double(u[:, :q]), double(s[:q]), double(v[:q])

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, Factors
 from adapters.algebra import (
+    beyond,
     inner,
     mean_of_factors,
     module_norms,
@@ -19,6 +20,7 @@ from adapters.algebra import (
     stack,
     total_norm,
     truncate,
+    with_row_norm,
 )
 from adapters.errors import AdapterError
 from tests.adapter_generators import QUICK, adapters, cohorts, make_adapter, shapes
@@ -174,6 +176,39 @@ def test_truncate_keeps_the_first_rows_and_columns(adapter: Adapter, rank: int) 
         columns = [np.outer(double(whole.b[:, j]), whole.a[j]) for j in range(cut.rank)]
         expected = whole.scale * sum(columns, start=np.zeros(whole.shape))
         assert np.allclose(dense(cut), expected, rtol=1e-12, atol=1e-13 * term_size(whole))
+
+
+@QUICK
+@given(adapters(), st.integers(0, 22))
+def test_what_truncate_keeps_and_what_is_beyond_are_the_whole(adapter: Adapter, rank: int) -> None:
+    first, rest = truncate(adapter, rank), beyond(adapter, rank)
+    assert rest.shapes == adapter.shapes
+    for name, whole in adapter.items():
+        assert (rest[name].rank, rest[name].scale) == (max(0, whole.rank - rank), whole.scale)
+        assert np.array_equal(np.concatenate([first[name].a, rest[name].a]), whole.a)
+        assert np.array_equal(np.concatenate([first[name].b, rest[name].b], axis=1), whole.b)
+
+
+@QUICK
+@given(adapters(), st.sampled_from([1e-3, 3**-0.5, 1.0, 50.0]))
+def test_rows_of_one_norm_keep_their_direction_and_the_delta(adapter: Adapter, size: float) -> None:
+    for name, found in with_row_norm(adapter, size).items():
+        before = adapter[name]
+        rows = np.linalg.norm(double(before.a), axis=1)
+        live = rows > 0.0
+        np.testing.assert_allclose(np.linalg.norm(double(found.a[live]), axis=1), size, rtol=1e-6)
+        scaled = double(before.a[live]) * (size / rows[live])[:, None]
+        np.testing.assert_allclose(found.a[live], scaled, rtol=1e-5, atol=1e-6 * size)
+        assert found.scale == before.scale
+        assert np.linalg.norm(dense(found) - dense(before)) <= 5e-7 * term_size(before)
+
+
+def test_a_row_of_zeros_and_its_column_stay() -> None:
+    a = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
+    x = Adapter({"q": Factors(a, np.ones((3, 2), np.float32), 2.0)})
+    found = with_row_norm(x, 1.0)["q"]
+    np.testing.assert_allclose(found.a, [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(found.b, [[5.0, 1.0]] * 3, rtol=1e-6)
 
 
 @QUICK

@@ -30,7 +30,7 @@ DEEP = 100_000
 NOT_JSON = "the header is not valid JSON"
 BAD_ENTRY = "must have a dtype of F32, BF16, F16, a shape of two sizes"
 BAD_SCALE = "the scale of module 'q' must be a number; got"
-HALF_MISSING = "module 'q' must come with both lora_A and lora_B"
+HALF_MISSING = "module 'q': must come with both lora_A and lora_B"
 HUGE = 10**4000
 
 MALFORMED: dict[str, tuple[bytes, str]] = {
@@ -88,7 +88,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     # which tensors there are
     "no A": (forged({"q.lora_B": entry([4, 1], 0, 16)}, DATA[:16]), HALF_MISSING),
     "no B": (forged({"q.lora_A": A}, DATA[:8]), HALF_MISSING),
-    "no such module": (forged(scales='{"q": 1, "k": 1}'), "module 'k' must come with both"),
+    "no such module": (forged(scales='{"q": 1, "k": 1}'), "module 'k': must come with both"),
     "extra tensor": (
         forged({**PAIR, "head": entry([0, 1], 24, 24)}),
         "tensor 'head' belongs to no module with a scale",

@@ -1,0 +1,86 @@
+"""The keys that concern the federation: method, clients, evaluation, wire."""
+
+from dataclasses import dataclass
+
+from settings.keys import key
+
+
+@dataclass(frozen=True)
+class StrategySettings:
+    """How the server combines the clients' adapters."""
+
+    name: str = key("The aggregation method; `bouquet strategies` lists them.")
+    energy: float = key(
+        "Share of the squared norm of each module that flora keeps of merged, and florist of each "
+        "round's stack; 1 is lossless. 0: 1 for flora, 0.9 for florist.",
+        at_least=0,
+        at_most=1,
+    )
+    ridge: float = key(
+        "lora-fair: weight of the penalty on the correction of B, relative to the mean square of "
+        "the rows of A.",
+        at_least=0,
+    )
+    prune: float = key(
+        "hetlora: share of its rank that a client keeps when the penalty has shrunk the rest; 1: "
+        "no penalty, no pruning.",
+        above=0,
+        at_most=1,
+    )
+    penalty: float = key("hetlora: weight of the penalty on the last directions.", at_least=0)
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """What a round begins from, where the method itself leaves it open (flora, florist)."""
+
+    policy: str = key(
+        "Factors at the start of a round: random (the FLoRA paper); keep-a (the leading directions "
+        "of the newest increment, B zero); increment or global (the leading part of the newest "
+        "increment or of all that was merged, taken out of merged). The global model is the same. "
+        "auto: the method's own.",
+        one_of=("auto", "random", "keep-a", "increment", "global"),
+    )
+    optimizer: str = key(
+        "Each client's optimizer at the start of a round: fresh, or kept from its last round.",
+        one_of=("fresh", "kept"),
+    )
+
+
+@dataclass(frozen=True)
+class ClientsSettings:
+    """Who takes part."""
+
+    count: int = key("Simulated clients.", at_least=1, at_most=100_000)
+    fraction: float = key(
+        "Share of the clients sampled each round, rounded up to at least one.", above=0, at_most=1
+    )
+    weights: str = key(
+        "A client's weight in the mean: its number of examples, or the same for all.",
+        one_of=("examples", "uniform"),
+    )
+    min_replies: int = key("A round with fewer usable replies stops the run.", at_least=1)
+    timeout_seconds: float = key("How long a round waits for replies.", above=0)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Held-out loss of the global model."""
+
+    server: bool = key("The server evaluates on the global held-out part (needs the base model).")
+    clients: bool = key("The clients evaluate on their own held-out parts.")
+    trained: bool = key(
+        "The server also evaluates each client's model as it comes back, before aggregation."
+    )
+    every: int = key("Evaluate after every so many rounds, and after the last.", at_least=1)
+    max_examples: int = key("Evaluate on at most this many examples; 0: all.", at_least=0)
+
+
+@dataclass(frozen=True)
+class WireSettings:
+    """How adapters travel."""
+
+    dtype: str = key(
+        "Number format on the wire; float32 is exact, the others halve the bytes.",
+        one_of=("float32", "bfloat16", "float16"),
+    )

@@ -1,0 +1,87 @@
+"""FLoRA-NA: one pair of factors, mixed from the clients' so that its product is nearly the mean.
+
+Nguyen, Nguyen, Jeong, Le, Pham: "Communication-Efficient and Accurate Approach for Aggregation in
+Federated Low-Rank Adaptation", arXiv 2509.26399.
+
+    B = sum_k x_k s_k B_k,   A = sum_k y_k A_k   (scale 1), for each module with
+    x, y = argmin ||sum_k p_k s_k B_k A_k - B A||_F
+
+The mixtures cost what FedAvg's means cost on the wire. The objective is that of the paper, which
+minimises it by gradient steps; here x and y are solved for in turn, each by least squares over
+inner products of the factors, beginning from x = y = p, which is FedAvg. No step can make it worse.
+Where no client moved a module, its means stay: x = y = 0 would leave nothing to train.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adapters.adapter import Adapter, Factors
+from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+
+SWEEPS = 10
+
+
+@dataclass(frozen=True)
+class FloraNa(Strategy):
+    """start <- the mixtures of the factors whose product is nearest to the mean of the deltas."""
+
+    @property
+    def properties(self) -> Properties:
+        """Needs equal ranks; nearer than FedAvg, not exact."""
+        return Properties(
+            title="FLoRA-NA",
+            source="arXiv 2509.26399",
+            mixed_ranks=False,
+            exact=False,
+            reveals="mixtures of the factors; with two clients, nearly each other's",
+            sums_only=False,
+            bytes_up="b r D",
+            bytes_down="b r D",
+        )
+
+    def begin(self, fresh: Adapter) -> GlobalModel:
+        """The same factors for every client."""
+        return GlobalModel(start=fresh)
+
+    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+        """Mix the factors of each module."""
+        weights = np.array([update.weight for update in updates])
+        modules = {}
+        for name, average in mean(updates).items():
+            factors = [update.adapter[name] for update in updates]
+            moved = any(f.b.any() for f in factors)
+            modules[name] = mixed(factors, weights) if moved else average
+        return GlobalModel(merged=model.merged, start=Adapter(modules))
+
+
+def mixed(factors: Sequence[Factors], weights: Any) -> Factors:
+    """The mixture of these factors nearest to sum_k p_k s_k B_k A_k that ten sweeps find."""
+    a = np.stack([f.a.astype(np.float64) for f in factors])  # (K, r, n)
+    b = np.stack([f.scale * f.b.astype(np.float64).T for f in factors])  # (K, r, m)
+    # [i, j, p, q]: row p of client i against row q of client j
+    gram_a = np.einsum("ipn,jqn->ijpq", a, a, optimize=True)
+    gram_b = np.einsum("ipn,jqn->ijpq", b, b, optimize=True)
+    x = y = weights
+    for _ in range(SWEEPS):
+        x = _solve(gram_b, gram_a, y, weights)
+        y = _solve(gram_a, gram_b, x, weights)
+    return Factors(
+        np.asarray(np.tensordot(y, a, 1), np.float32),
+        np.asarray(np.tensordot(x, b, 1).T, np.float32),
+        1.0,
+    )
+
+
+def _solve(gram: Any, gram_other: Any, other: Any, weights: Any) -> Any:
+    """The best coefficients of one factor while those of the other stand.
+
+    sum_ij x_i y_j <F_i G_j> against sum_l p_l <F_l G_l>: normal equations in x.
+    """
+    mixed_square = np.einsum("i,j,ijpq->pq", other, other, gram_other, optimize=True)
+    mixed_cross = np.einsum("j,ljpq->lpq", other, gram_other, optimize=True)
+    matrix = np.einsum("ikpq,pq->ik", gram, mixed_square, optimize=True)
+    wanted = np.einsum("ilpq,lqp,l->i", gram, mixed_cross, weights, optimize=True)
+    return np.linalg.lstsq(matrix, wanted, rcond=1e-12)[0]

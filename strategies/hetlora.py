@@ -1,0 +1,72 @@
+"""HetLoRA: zero-padding with heavier weights for larger updates, and ranks that clients prune.
+
+Cho, Liu, Xu, Fahrezi, Joshi: "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation
+Models", EMNLP 2024, arXiv 2401.06432.
+
+    w_k = p_k ||s_k B_k A_k||_F / sum_j p_j ||s_j B_j A_j||_F
+    A <- sum_k w_k pad(A_k),   B <- sum_k w_k pad(s_k B_k)   (scale 1)
+
+A client adds `penalty` ||B_rest||_F ||A_rest||_F to its loss, summed over modules, where `rest` are
+the directions from floor(prune r_k) on. If that sum is smaller after the round than before, the
+client drops them and goes on at rank floor(prune r_k), at least 1.
+
+Choices. The paper's weights are the norms alone; here they multiply p_k, so that
+clients.weights=uniform gives the paper's rule. One norm and one rank hold for the whole adapter,
+not one for each module. With prune below 1 a rank falls by at least one direction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from adapters.adapter import Adapter
+from adapters.algebra import norm
+from strategies.padding import pad_updates
+from strategies.strategy import GlobalModel, LocalRule, Properties, Strategy, Update, mean
+
+
+@dataclass(frozen=True)
+class HetLora(Strategy):
+    """start <- FedAvg of the padded factors, weighted by p_k ||delta_k||."""
+
+    prune: float = 0.99
+    """Share of its rank that a client keeps when it prunes; 1.0: it never does."""
+    penalty: float = 5e-4
+
+    @property
+    def properties(self) -> Properties:
+        """Takes mixed ranks; not exact."""
+        return Properties(
+            title="HetLoRA",
+            source="EMNLP 2024, arXiv 2401.06432",
+            mixed_ranks=True,
+            exact=False,
+            reveals="the mean of the factors; above all others' ranks, a client's own rows alone",
+            sums_only=False,
+            bytes_up="b r_k D",
+            bytes_down="b R D",
+        )
+
+    def begin(self, fresh: Adapter) -> GlobalModel:
+        """The same factors for every client, at the largest rank."""
+        return GlobalModel(start=fresh)
+
+    def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
+        """Train at the rank that is left, with the penalty on its last directions."""
+        return LocalRule(
+            rank=int(model.memory.get(client, 0)), prune=self.prune, penalty=self.penalty
+        )
+
+    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+        """The mean of the padded factors, and the ranks that the clients came back with."""
+        sizes = [update.weight * norm(update.adapter) for update in updates]
+        if sum(sizes) > 0.0:
+            updates = [
+                replace(update, weight=size / sum(sizes))
+                for update, size in zip(updates, sizes, strict=True)
+            ]
+        ranks = {update.client: update.adapter.rank for update in updates}
+        return GlobalModel(
+            merged=model.merged,
+            start=mean(pad_updates(model, updates)),
+            memory={**model.memory, **ranks},
+        )

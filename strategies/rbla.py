@@ -1,0 +1,66 @@
+"""RBLA: each direction is averaged over those clients that have it.
+
+Chen, Tavallaie, Nazemi, Zomaya: "RBLA: Rank-Based-LoRA-Aggregation for Fine-tuning Heterogeneous
+Models in FLaaS", arXiv 2408.08699.
+
+    A[j] <- sum_{k: r_k > j} p_k A_k[j] / sum_{k: r_k > j} p_k,   B[:, j] likewise with s_k B_k
+
+for each direction j counted from 0. So nothing is diluted by zeros, but the last directions are
+those of few clients. A direction that nobody in the cohort trains stays as it was. RB-LoRA, a
+later work of the same kind, also sorts the result by singular values; this file does not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapters.adapter import Adapter, Factors
+from strategies.padding import largest_rank
+from strategies.strategy import GlobalModel, Properties, Strategy, Update
+
+
+@dataclass(frozen=True)
+class Rbla(Strategy):
+    """start <- the mean of each direction over the clients that have it."""
+
+    @property
+    def properties(self) -> Properties:
+        """Takes mixed ranks; not exact."""
+        return Properties(
+            title="RBLA",
+            source="arXiv 2408.08699",
+            mixed_ranks=True,
+            exact=False,
+            reveals="the mean of the factors; above all others' ranks, a client's own rows",
+            sums_only=True,
+            bytes_up="b r_k D",
+            bytes_down="b R D",
+        )
+
+    def begin(self, fresh: Adapter) -> GlobalModel:
+        """The same factors for every client, at the largest rank."""
+        return GlobalModel(start=fresh)
+
+    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+        """Direction by direction."""
+        rank = largest_rank(model, updates)
+        modules = {}
+        for name, (m, n) in updates[0].adapter.shapes.items():
+            a, b = np.zeros((rank, n), np.float32), np.zeros((m, rank), np.float32)
+            if model.start is not None:
+                old = model.start[name]
+                a[: old.rank], b[:, : old.rank] = old.a, old.b * np.float32(old.scale)
+            ranks = np.array([update.adapter[name].rank for update in updates])
+            weights = np.array([update.weight for update in updates])
+            for j in range(max(ranks)):
+                having = np.flatnonzero(ranks > j)
+                shares = (weights[having] / weights[having].sum()).astype(np.float32)
+                factors = [updates[int(k)].adapter[name] for k in having]
+                a[j] = sum(share * f.a[j] for share, f in zip(shares, factors, strict=True))
+                b[:, j] = sum(
+                    share * np.float32(f.scale) * f.b[:, j]
+                    for share, f in zip(shares, factors, strict=True)
+                )
+            modules[name] = Factors(a, b, 1.0)
+        return GlobalModel(merged=model.merged, start=Adapter(modules))

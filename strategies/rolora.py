@@ -1,0 +1,60 @@
+"""RoLoRA: B trains in one round and A in the next, so that each average is exact.
+
+Chen et al.: "Robust Federated Finetuning of LLMs via Alternating
+Optimization of LoRA", NeurIPS 2025, arXiv 2502.01755.
+
+    odd rounds    B <- sum_k p_k s_k B_k,   A as it was
+    even rounds   A <- sum_k p_k A_k,       B as it was   (scale 1)
+
+The factor that rests is the same for all, so the mean of the other is that of the deltas. Only the
+trained factor travels up. Both travel down: a client keeps nothing between rounds, so one that
+joins late or missed a round is right all the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapters.adapter import Adapter, Factors
+from strategies.strategy import GlobalModel, LocalRule, Properties, Strategy, Update, mean
+
+OTHER = {"A": "B", "B": "A"}
+
+
+@dataclass(frozen=True)
+class RoLora(Strategy):
+    """start <- the mean of the factor whose turn it is, and the other as it was."""
+
+    @property
+    def properties(self) -> Properties:
+        """Needs equal ranks; exact, because one factor is the same everywhere."""
+        return Properties(
+            title="RoLoRA",
+            source="NeurIPS 2025, arXiv 2502.01755",
+            mixed_ranks=False,
+            exact=True,
+            reveals="the mean of the factor in turn; with two clients, each other's",
+            sums_only=True,
+            bytes_up="b r M, then b r N",
+            bytes_down="b r D",
+        )
+
+    def begin(self, fresh: Adapter) -> GlobalModel:
+        """B is zero and has the first turn."""
+        return GlobalModel(start=fresh, memory={"turn": "B"})
+
+    def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
+        """The factor whose turn it is trains and travels."""
+        turn = str(model.memory["turn"])
+        return LocalRule(trains=turn, sends=turn)
+
+    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+        """The mean of the factor in turn; then it is the other's turn."""
+        assert model.start is not None
+        turn, average = str(model.memory["turn"]), mean(updates)
+        modules = {}
+        for name, old in model.start.items():
+            if turn == "A":
+                modules[name] = Factors(average[name].a, old.b, old.scale)
+            else:
+                modules[name] = Factors(old.a, average[name].b, 1.0)
+        return GlobalModel(model.merged, Adapter(modules), memory={"turn": OTHER[turn]})

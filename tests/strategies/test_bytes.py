@@ -1,0 +1,120 @@
+"""What a method says of its bytes, against the values that the server really sends and receives.
+
+The formulas are read as they stand: `b (r + min(S T, m, n)) D`, with b = 1 for one value.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from adapters.adapter import Adapter
+from strategies.registry import STRATEGIES
+from strategies.strategy import GlobalModel, LocalRule, Strategy
+from tests.strategies.cohorts import (
+    CONFIGURATIONS,
+    EQUAL,
+    MIXED,
+    SHAPES,
+    begun,
+    cohorts,
+    replies_to,
+    reply_of,
+    total,
+)
+
+ROUNDS = 3
+KNOWN = {"b", "r", "r_k", "R", "S", "T", "M", "N", "D", "m", "n", "r_kept", "min"}
+
+
+def value(formula: str, names: Mapping[str, float]) -> float:
+    """A formula in which products have no sign: a space stands between factors."""
+    tokens = re.findall(r"\w+|[(),+]", formula)
+    assert "".join(tokens) == formula.replace(" ", "")
+    written = ""
+    for before, token in zip(["(", *tokens], tokens, strict=False):
+        assert token in "(),+" or token in KNOWN or token.isdigit(), token
+        starts = token == "(" or token[0].isalnum()
+        ends = before == ")" or (before[0].isalnum() and before != "min")
+        written += f"*{token}" if starts and ends else token
+    return float(eval(written, {"__builtins__": {}, "min": min}, dict(names)))
+
+
+def of_turn(formula: str, rounds: int) -> str:
+    """The part that holds after this many rounds, where they take turns."""
+    parts = formula.split(", then ")
+    return parts[rounds % len(parts)]
+
+
+def promised(
+    formula: str, rank: int, ranks: tuple[int, ...], rounds: int, kept: Mapping[str, int]
+) -> float:
+    """Values of all modules after this many rounds."""
+    return sum(
+        value(
+            of_turn(formula, rounds),
+            {
+                **{"b": 1, "r": rank, "r_k": rank, "R": max(ranks), "S": sum(ranks), "T": rounds},
+                **{"M": m, "N": n, "D": m + n, "m": m, "n": n, "r_kept": kept.get(name, 0)},
+            },
+        )
+        for name, (m, n) in SHAPES.items()
+    )
+
+
+def values(adapter: Adapter | None, factors: str = "both") -> int:
+    if adapter is None:
+        return 0
+    return sum((factors != "B") * f.a.size + (factors != "A") * f.b.size for f in adapter.values())
+
+
+def down(model: GlobalModel, rule: LocalRule) -> int:
+    return values(model.merged) + values(model.start, rule.receives)
+
+
+PUBLISHED = {name: CONFIGURATIONS[name] for name in STRATEGIES if name != "flora-warm"}
+
+
+@pytest.mark.parametrize(("strategy", "ranks"), cohorts(PUBLISHED))
+def test_bytes_up_are_what_a_client_sends(strategy: Strategy, ranks: tuple[int, ...]) -> None:
+    model = begun(strategy, ranks)
+    for rounds in range(ROUNDS):
+        for k, rank in enumerate(ranks):
+            rule = strategy.local_rule(model, f"client-{k}")
+            sent = reply_of(strategy, model, f"client-{k}", rank, seed=k).adapter
+            wanted = promised(strategy.properties.bytes_up, rank, ranks, rounds, {})
+            assert values(sent, rule.sends) == wanted
+        model = strategy.aggregate(model, replies_to(strategy, model, ranks, rounds))
+
+
+@pytest.mark.parametrize(("strategy", "ranks"), cohorts(CONFIGURATIONS))
+def test_bytes_down_are_at_most_what_is_promised_and_soon_reach_it(
+    strategy: Strategy, ranks: tuple[int, ...]
+) -> None:
+    model, kept, sent, wanted = begun(strategy, ranks), dict.fromkeys(SHAPES, 0), 0.0, 0.0
+    for rounds in range(ROUNDS):
+        bound = promised(strategy.properties.bytes_down, ranks[0], ranks, rounds, kept)
+        values_now = down(model, strategy.local_rule(model, "client-0"))
+        assert values_now <= bound
+        if rounds:  # before round one some send nothing at all
+            sent, wanted = sent + values_now, wanted + bound
+        before = total(model)
+        model = strategy.aggregate(model, replies_to(strategy, model, ranks, rounds))
+        for name, delta in total(model).items():
+            moved = np.linalg.matrix_rank(delta - before[name], 1e-5 * np.linalg.norm(delta))
+            kept[name] = max(kept[name], int(moved))
+    if strategy in PUBLISHED.values():  # less where the largest rank exceeds a module's dimensions
+        assert sent >= 0.6 * wanted
+
+
+def test_formulas_are_read_as_written() -> None:
+    names = {"b": 1, "r": 2, "D": 10, "S": 3, "T": 4, "m": 7, "n": 9}
+    assert value("b (r + min(S T, m, n)) D", names) == 90
+    assert value("b (r + min(r (T + 1), m, n)) D", names) == 90
+    assert [of_turn("b r M, then b r N", rounds) for rounds in (0, 1, 2)] == [
+        "b r M",
+        "b r N",
+        "b r M",
+    ]
+    assert MIXED != EQUAL
