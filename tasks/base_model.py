@@ -1,14 +1,16 @@
 """The common base model: found, checked and loaded once for each process.
 
 Any causal language model that transformers can load, from a folder or a hub id; `embedded` is the
-small one that this project ships and pretrained itself (tasks/stdlib_lm/README.md).
+small one that this project ships and pretrained itself (tasks/stdlib_lm/README.md). With labels it
+is any encoder or decoder that transformers knows a sequence classifier for; what lies between its
+base and the logits is then the head, which trains, and no part of the base's identity.
 """
 
 import difflib
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,16 @@ class BaseModel:
     tokenizer: Any
     path: str
     identity: str
-    """Hash of architecture, tensor names, shapes and a sample of every tensor's values."""
+    """Hash of architecture, tensor names, shapes and a sample of every tensor's values.
+
+    With a head: of the labels too, and of no parameter of the head.
+    """
     context: int
     """The longest sequence that the model takes."""
+    head: tuple[str, ...] = ()
+    """Names of the parameters of a classifier's head, sorted."""
+    new: frozenset[str] = frozenset()
+    """Those of the head that the checkpoint does not hold."""
 
 
 def embedded_model_path() -> Path:
@@ -67,10 +76,11 @@ def _project_roots() -> Iterator[Path]:
         yield Path(unquote(urlparse(json.loads(origin)["url"]).path))
 
 
-def load_base_model(path: str, dtype: str, device: str) -> BaseModel:
-    """Load model and tokenizer, frozen and in evaluation mode.
+def load_base_model(path: str, dtype: str, device: str, labels: Sequence[str] = ()) -> BaseModel:
+    """Load model and tokenizer, frozen and in evaluation mode; with labels, a classifier of them.
 
-    Raises UsageError where there is no such model, or it is not a causal language model.
+    Raises UsageError where there is no such model, or it is not a causal language model; with
+    labels, where transformers knows no sequence classifier of its kind.
     """
     place = str(embedded_model_path()) if path == EMBEDDED else str(Path(path).expanduser())
     if not Path(place).is_dir():
@@ -80,22 +90,39 @@ def load_base_model(path: str, dtype: str, device: str) -> BaseModel:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(place)
-        _check_causal(config, path)
+        config = transformers.AutoConfig.from_pretrained(place, **_classes(labels))
+        (_check_classifier if labels else _check_causal)(config, path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            place, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+        auto = transformers.AutoModelForSequenceClassification
+        model, report = (auto if labels else transformers.AutoModelForCausalLM).from_pretrained(
+            place,
+            config=config,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(labels),  # a head of other labels
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"no causal language model can be loaded from {path!r}: {first} (expected a folder "
-            "with config.json, weights and tokenizer, or a hub id)"
+            f"no {'classifier' if labels else 'causal language model'} can be loaded from "
+            f"{path!r}: {first} (expected a folder with config.json, weights and tokenizer, or a "
+            "hub id)"
         ) from error
-    if absent := sorted(report["missing_keys"]):  # transformers would draw them at random
+    misshapen = {name for name, *_ in report["mismatched_keys"]}
+    lacking = {*report["missing_keys"], *misshapen}
+    head = _find_head(model, lacking, path) if labels else ()
+    if odd := sorted(misshapen - set(head)):
+        raise UsageError(f"{path}: config.json and weights differ in the shape of {listing(odd)}")
+    if absent := sorted(lacking - set(head)):  # transformers would draw them at random
         raise UsageError(f"{path} is not whole: its weights lack {listing(absent)}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    longest = int(getattr(config, "max_position_embeddings", 1 << 30) or 1 << 30)
+    if labels:
+        tokenizer.truncation_side = "right"
+        longest = min(longest, int(tokenizer.model_max_length))  # RoBERTa has positions to spare
+        # A decoder's logits are those of the last token that is not this one.
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id or 0
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False
@@ -103,8 +130,10 @@ def load_base_model(path: str, dtype: str, device: str) -> BaseModel:
         model.to(choose_device(device)),
         tokenizer,
         path=place,
-        identity=_fingerprint(model),
-        context=int(getattr(config, "max_position_embeddings", 1 << 30) or 1 << 30),
+        identity=_fingerprint(model, head, labels),
+        context=longest,
+        head=head,
+        new=frozenset(head) & lacking,
     )
 
 
@@ -133,9 +162,46 @@ def _check_causal(config: Any, path: str) -> None:
         )
 
 
-def _fingerprint(model: nn.Module) -> str:
+def _check_classifier(config: Any, path: str) -> None:
+    auto = transformers.models.auto.modeling_auto
+    if type(config) not in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UsageError(
+            f"transformers has no sequence classifier for {path} (model_type {config.model_type}): "
+            "take an encoder such as BERT or a decoder such as Llama, or task=causal"
+        )
+
+
+def _classes(labels: Sequence[str]) -> dict[str, Any]:
+    """What a config says of the labels."""
+    if not labels:
+        return {}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+
+
+def _find_head(model: Any, lacking: Collection[str], path: str) -> tuple[str, ...]:
+    """The parameters beside the classifier's base, and the base's pooler where it must be new."""
+    base = {id(parameter) for parameter in model.base_model.parameters()}
+    head = {name for name, parameter in model.named_parameters() if id(parameter) not in base}
+    if not head:
+        raise UsageError(f"{path} as {type(model).__name__} has no head beside its base to train")
+    poolers = {
+        name[: name.index(".pooler.") + len(".pooler.")] for name in lacking if ".pooler." in name
+    }
+    for pooler in poolers:
+        head |= {name for name, _ in model.named_parameters() if name.startswith(pooler)}
+    return tuple(sorted(head))
+
+
+def _fingerprint(model: nn.Module, head: Collection[str] = (), labels: Sequence[str] = ()) -> str:
     digest = hashlib.sha256(type(model).__name__.encode())
+    if labels:
+        digest.update(json.dumps(list(labels)).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if name in head:
+            continue
         flat = tensor.detach().flatten()
         sample = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)].to(torch.float32).cpu().numpy()
         digest.update(
@@ -144,19 +210,22 @@ def _fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def find_target_modules(model: Any, targets: str) -> list[str]:
+def find_target_modules(model: Any, targets: str, head: Collection[str] = ()) -> list[str]:
     """Full names of the linear layers that `lora.target-modules` asks for, sorted.
 
     targets: `all-linear` (every linear layer but the output head), or names with commas; a name
     stands for every layer that it is the last part of.
+    head: parameters that train whole, so that their layers are no targets.
 
     Raises UsageError for a name that matches no linear layer, with the nearest ones.
     """
-    head = model.get_output_embeddings()
+    output = model.get_output_embeddings()
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not output
+        and f"{name}.weight" not in head
     ]
     if targets.strip() == "all-linear":
         return sorted(linear)

@@ -2,6 +2,8 @@
 
 [ prompt through the template ][ response ][ ending, end of text ][ padding ]
                                 `------- tokens in the loss ------'
+
+Or, for a classifier, the whole text with its tokenizer's special tokens, and the class it is of.
 """
 
 from collections.abc import Sequence
@@ -30,6 +32,8 @@ class Encoded:
 
     ids: npt.NDArray[np.int64]
     loss_from: int
+    label: int = -1
+    """Number of the class that the text is of; -1 where tokens are predicted."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Encoding:
 
     examples: list[Encoded]
     cut: int
-    """Responses that lost their end."""
+    """Responses, or texts to classify, that lost their end."""
     dropped: int
-    """Examples whose prompt left no room for a response, or whose response is empty."""
+    """Examples whose prompt left no room for a response, or whose response or text is empty."""
 
 
 def encode(tokenizer: Any, examples: Sequence[Example], data: DataSettings) -> Encoding:
@@ -135,9 +139,9 @@ class Batch:
 
     input_ids: torch.Tensor  # (batch, length)
     attention_mask: torch.Tensor  # (batch, length)
-    labels: torch.Tensor  # (batch, length), IGNORED where no loss is taken
+    labels: torch.Tensor  # (batch, length), IGNORED where no loss is taken; or (batch,), classes
     targets: int
-    """Tokens that count in the loss."""
+    """Tokens that count in the loss; or examples, each of which has one class."""
     first_target: int
     """No row has a target before this position, so nothing before it needs logits."""
 
@@ -147,16 +151,10 @@ def collate(examples: Sequence[Encoded], pad_id: int, device: torch.device, long
 
     The width is a multiple of SHAPE_STEP, or `longest`, what the model takes at most.
     """
-    width = max(len(example.ids) for example in examples)
-    width = max(width, min(-(-width // SHAPE_STEP) * SHAPE_STEP, longest))
-    ids = np.full((len(examples), width), pad_id, np.int64)
-    labels = np.full((len(examples), width), IGNORED, np.int64)
-    mask = np.zeros((len(examples), width), np.int64)
+    ids, mask = _pad(examples, pad_id, longest)
+    labels = np.full(ids.shape, IGNORED, np.int64)
     for row, example in enumerate(examples):
-        length = len(example.ids)
-        ids[row, :length] = example.ids
-        mask[row, :length] = 1
-        labels[row, example.loss_from : length] = example.ids[example.loss_from :]
+        labels[row, example.loss_from : len(example.ids)] = example.ids[example.loss_from :]
     first = min(example.loss_from for example in examples)
     return Batch(
         torch.from_numpy(ids).to(device),
@@ -165,3 +163,31 @@ def collate(examples: Sequence[Encoded], pad_id: int, device: torch.device, long
         targets=int((labels != IGNORED).sum()),
         first_target=max(1, first // SHAPE_STEP * SHAPE_STEP),
     )
+
+
+def collate_texts(
+    examples: Sequence[Encoded], pad_id: int, device: torch.device, longest: int
+) -> Batch:
+    """A batch of texts to classify, as wide as `collate` makes it."""
+    ids, mask = _pad(examples, pad_id, longest)
+    return Batch(
+        torch.from_numpy(ids).to(device),
+        torch.from_numpy(mask).to(device),
+        torch.tensor([example.label for example in examples], device=device),
+        targets=len(examples),
+        first_target=0,
+    )
+
+
+def _pad(
+    examples: Sequence[Encoded], pad_id: int, longest: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Ids and attention mask, (batch, width)."""
+    width = max(len(example.ids) for example in examples)
+    width = max(width, min(-(-width // SHAPE_STEP) * SHAPE_STEP, longest))
+    ids = np.full((len(examples), width), pad_id, np.int64)
+    mask = np.zeros((len(examples), width), np.int64)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = example.ids
+        mask[row, : len(example.ids)] = 1
+    return ids, mask

@@ -14,12 +14,13 @@ from adapters.errors import UsageError, listing
 from settings.run import EMBEDDED, DataSettings
 from tasks.standard_library import read_docstrings
 
+CLASSIFICATION = "classification"
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to learn: after `prompt` comes `response`."""
+    """One thing to learn: after `prompt` comes `response`; or the text `prompt` has this label."""
 
     prompt: str
     response: str
@@ -27,17 +28,28 @@ class Example:
     """Value of the field that partitions go by; the file it came from under `files`."""
 
 
-def read_examples(data: DataSettings, path: str | None = None) -> list[Example]:
+def read_examples(
+    data: DataSettings, path: str | None = None, task: str = "causal"
+) -> list[Example]:
     """All examples at `path` (default: data.path), in a fixed order.
 
-    Raises UsageError where a file is missing or of no known kind, or a mapped field is not there.
+    Raises UsageError where a file is missing or of no known kind, or a mapped field is not there;
+    under classification also where an example has no label, or none of data.labels.
     """
     source = path or data.path
+    if source == EMBEDDED and task == CLASSIFICATION:
+        raise UsageError(
+            "data.path=embedded reads docstrings, which have no labels: under task=classification "
+            "name files of your own with data.path, their fields with data.text and data.label"
+        )
     if source == EMBEDDED:
         return list(_embedded())
     examples: list[Example] = []
     for file in _files(source):
-        examples += _read_file(file, data)
+        found = _read_file(file, data, task)
+        if task == CLASSIFICATION:
+            _check_labels(found, data, file)
+        examples += found
     if not examples:
         raise UsageError(f"{source} holds no examples")
     return examples
@@ -67,7 +79,22 @@ def _files(source: str) -> list[Path]:
     return files
 
 
-def _read_file(file: Path, data: DataSettings) -> list[Example]:
+def _check_labels(examples: Sequence[Example], data: DataSettings, file: Path) -> None:
+    known = data.listed_labels()
+    for row, example in enumerate(examples, start=1):
+        if not example.response:
+            raise UsageError(
+                f"{file.name} has no label in field {data.label!r} of example {row}: label it or "
+                "leave it out"
+            )
+        if known and example.response not in known:
+            raise UsageError(
+                f"{file.name} has the label {example.response!r} in example {row}, which is not "
+                f"among data.labels ({listing(known)}): add it there, or leave the example out"
+            )
+
+
+def _read_file(file: Path, data: DataSettings, task: str) -> list[Example]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -84,13 +111,16 @@ def _read_file(file: Path, data: DataSettings) -> list[Example]:
             f"{file} cannot be read as {file.suffix} with at least one row: "
             f"{str(cause) or type(cause).__name__}"
         ) from error
-    wanted = [data.text] if data.text else [data.prompt, data.response]
+    if task == CLASSIFICATION:
+        wanted = [data.text or data.prompt, data.label]
+    else:
+        wanted = [data.text] if data.text else [data.prompt, data.response]
     if data.partition == "dirichlet" or (data.partition == "natural" and data.field):
         wanted.append(data.field)
     for name in wanted:
         if name not in rows.column_names:
-            raise UsageError(_missing_field(file, name, rows.column_names))
-    return [_example(row, data, file) for row in rows]
+            raise UsageError(_missing_field(file, name, rows.column_names, task))
+    return [_example(row, data, file, task) for row in rows]
 
 
 def _as_text(file: Path) -> dict[str, Any]:
@@ -106,18 +136,25 @@ def _as_text(file: Path) -> dict[str, Any]:
     return {"features": datasets.Features(text), "na_filter": False}
 
 
-def _missing_field(file: Path, name: str, columns: Sequence[str]) -> str:
+def _missing_field(file: Path, name: str, columns: Sequence[str], task: str) -> str:
     near = difflib.get_close_matches(name, columns, n=1)
+    mapping = {
+        "causal": "data.prompt and data.response, or data.text for running text",
+        CLASSIFICATION: "data.text and data.label",
+    }
     return (
         f"{file.name} has no field {name!r}; its fields are {listing(columns)}"
         + (f" (nearest: {near[0]})" if near else "")
-        + ". Map them with data.prompt and data.response, or data.text for running text"
+        + f". Map them with {mapping[task]}"
         + "; partition by data.field, or with data.partition=iid."
     )
 
 
-def _example(row: Mapping[str, Any], data: DataSettings, file: Path) -> Example:
+def _example(row: Mapping[str, Any], data: DataSettings, file: Path, task: str) -> Example:
     group = str(file) if data.partition == "files" else str(row.get(data.field, ""))
+    if task == CLASSIFICATION:
+        text = _text(row[data.text or data.prompt])
+        return Example(text, _text(row[data.label]).strip(), group)
     if data.text:
         return Example("", _text(row[data.text]), group)
     return Example(_text(row[data.prompt]), _text(row[data.response]), group)

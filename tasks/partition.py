@@ -11,6 +11,8 @@ from settings.run import DataSettings
 from settings.site import client_name
 from tasks.examples import Example, choose, read_examples
 
+DRAWS = 1000
+
 
 @dataclass(frozen=True)
 class Part:
@@ -29,12 +31,12 @@ class Federation:
 
 
 @lru_cache(maxsize=2)
-def federate(data: DataSettings, clients: int, seed: int) -> Federation:
+def federate(data: DataSettings, clients: int, seed: int, task: str = "causal") -> Federation:
     """Read, hold out, and deal to the clients. The same arguments give the same federation.
 
     Raises UsageError that names the clients which would be left without an example to train on.
     """
-    examples = choose(read_examples(data), data.max_examples, seed)
+    examples = choose(read_examples(data, task=task), data.max_examples, seed)
     rest, held_out = hold_out(examples, data.held_out, seed)
     owner = DEALERS[data.partition](rest, clients, data, np.random.default_rng([seed, 2]))
     parts: list[list[Example]] = [[] for _ in range(clients)]
@@ -51,22 +53,25 @@ def federate(data: DataSettings, clients: int, seed: int) -> Federation:
 
 
 @lru_cache(maxsize=2)
-def global_held_out(data: DataSettings, clients: int, seed: int, limit: int) -> list[Example]:
+def global_held_out(
+    data: DataSettings, clients: int, seed: int, limit: int, task: str = "causal"
+) -> list[Example]:
     """At most `limit` (0: all) of the examples that no client trains on."""
-    held_out = federate(data, clients, seed).held_out
+    held_out = federate(data, clients, seed, task).held_out
     if not held_out:
         raise UsageError("no example is held out for the global model: raise data.held-out")
     return choose(held_out, limit, seed)
 
 
 @lru_cache(maxsize=2)
-def own_part(data: DataSettings, path: str, seed: int) -> Part:
+def own_part(data: DataSettings, path: str, seed: int, task: str = "causal") -> Part:
     """A site's own data, of which it holds out its share; nothing is dealt.
 
     So the field that a partition goes by need not be there.
     """
-    examples = choose(read_examples(replace(data, partition="iid"), path), data.max_examples, seed)
-    return Part(*hold_out(examples, data.client_held_out, seed))
+    examples = read_examples(replace(data, partition="iid"), path, task)
+    chosen = choose(examples, data.max_examples, seed)
+    return Part(*hold_out(chosen, data.client_held_out, seed))
 
 
 def hold_out(
@@ -98,16 +103,26 @@ def _deal_iid(
 def _deal_dirichlet(
     examples: Sequence[Example], clients: int, data: DataSettings, rng: np.random.Generator
 ) -> list[int]:
-    """For each label, clients' shares from Dirichlet(alpha) (Hsu et al., arXiv 1909.06335)."""
-    owner = [0] * len(examples)
-    for label in sorted({example.group for example in examples}):
-        members = [index for index, example in enumerate(examples) if example.group == label]
-        shares = rng.dirichlet([data.dirichlet_alpha] * clients)
-        bounds = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
-        for client, chunk in enumerate(np.split(rng.permutation(members), bounds)):
-            for index in chunk:
-                owner[int(index)] = client
-    return owner
+    """For each label, clients' shares from Dirichlet(alpha) (Hsu et al., arXiv 1909.06335).
+
+    Drawn again, up to DRAWS times, until every client has data.min-examples.
+    """
+    for _ in range(DRAWS):
+        owner = [0] * len(examples)
+        for label in sorted({example.group for example in examples}):
+            members = [index for index, example in enumerate(examples) if example.group == label]
+            shares = rng.dirichlet([data.dirichlet_alpha] * clients)
+            bounds = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
+            for client, chunk in enumerate(np.split(rng.permutation(members), bounds)):
+                for index in chunk:
+                    owner[int(index)] = client
+        if np.bincount(owner, minlength=clients).min() >= data.min_examples:
+            return owner
+    raise UsageError(
+        f"in {DRAWS} draws of Dirichlet({data.dirichlet_alpha:g}) some of {clients} clients "
+        f"always had fewer than data.min-examples={data.min_examples} of {len(examples)} examples: "
+        "take fewer clients, more data, a larger data.dirichlet-alpha, or data.partition=iid"
+    )
 
 
 def _deal_natural(

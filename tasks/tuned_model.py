@@ -3,14 +3,15 @@
 PEFT holds the LoRA layers. There is one slot for each rank that was ever needed, not one for each
 client; a client's factors are copied into the slot of their rank and read back after training.
 `merged` is added to the frozen weights themselves, always onto the pristine ones, so that nothing
-accumulates in the base.
+accumulates in the base. With labels the model is a classifier, whose head trains beside the
+factors and comes and goes with them.
 """
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -20,33 +21,43 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from adapters.adapter import Adapter, Factors
+from adapters.adapter import Adapter, FloatArray
 from adapters.algebra import pad
 from adapters.errors import UsageError
+from adapters.head import Head
 from settings.run import DataSettings, LoraSettings, ModelSettings
 from settings.site import Site
 from tasks.base_model import find_target_modules, load_base_model
-from tasks.encoding import IGNORED, Batch, Encoded, Encoding, collate, encode
+from tasks.classification import encode_texts
+from tasks.encoding import IGNORED, Batch, Encoded, Encoding, collate, collate_texts, encode
 from tasks.examples import Example
+from tasks.metrics import accuracy, macro_f1
+from tasks.slots import HeadSlot, LoraSlot
 
 EVALUATION_BATCH = 32
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Mean loss over target tokens, in nats."""
+    """Mean loss over the targets, in nats: target tokens, or the classes of examples."""
 
     loss: float
     tokens: int
+    """How many targets there are."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """`accuracy` and `macro_f1` of a classifier, from 0 to 1; else none."""
 
 
 class TunedModel:
-    """The base model with LoRA layers in its target modules."""
+    """The base model with LoRA layers in its target modules; with labels, a classifier."""
 
-    def __init__(self, settings: ModelSettings, targets: str) -> None:
-        self.base = load_base_model(settings.path, settings.dtype, settings.device)
+    def __init__(self, settings: ModelSettings, targets: str, labels: Sequence[str] = ()) -> None:
+        self.labels = tuple(labels)
+        self.base = load_base_model(settings.path, settings.dtype, settings.device, self.labels)
         self.model: Any = self.base.model
-        self.targets = find_target_modules(self.model, targets)
+        self.targets = find_target_modules(self.model, targets, self.base.head)
+        self._head = HeadSlot(self.model, self.base.head, self.base.new)
+        self.head_shapes = self._head.shapes
         self.device = next(self.model.parameters()).device
         self._keeps_last_logits = (
             "logits_to_keep" in inspect.signature(self.model.forward).parameters
@@ -91,25 +102,40 @@ class TunedModel:
             weight.data.copy_(full)
         self._merged = merged
 
+    def initial_head(self, seed: int) -> dict[str, FloatArray]:
+        """The head before any training: the checkpoint's values, and from the seed what it lacks.
+
+        Empty where the task has no head.
+        """
+        return self._head.initial(seed)
+
     @contextmanager
-    def adapted(self, adapter: Adapter | None, dropout: float = 0.0) -> Iterator["LoraSlot | None"]:
-        """The model with this adapter in its slot; without one, the (merged) base alone."""
-        if adapter is None:
-            self._activate([])
-            yield None
-            return
-        # A slot has one rank for all modules, and PEFT knows no rank 0; zeros change no delta.
-        adapter = pad(adapter, max(adapter.rank, 1))
-        slot = self._slot(adapter.rank, dropout)
-        slot.write(adapter)
-        self._activate([slot.name])
+    def adapted(
+        self, adapter: Adapter | None, dropout: float = 0.0, head: Head | None = None
+    ) -> Iterator[LoraSlot | None]:
+        """The model with this adapter in its slot; without one, the (merged) base alone.
+
+        head: a classifier's, in either case; None is `initial_head(0)`.
+        """
+        if head is not None:
+            self._head.write(head)
+        slot = None
         try:
+            if adapter is not None:
+                # A slot has one rank for all modules, and PEFT knows no rank 0; zeros change no
+                # delta.
+                adapter = pad(adapter, max(adapter.rank, 1))
+                slot = self._slot(adapter.rank, dropout)
+                slot.write(adapter)
+            self._activate([slot.name] if slot else [])
             yield slot
         finally:
-            slot.freeze()
+            if slot:
+                slot.freeze()
             self._activate([])
+            self._head.reset()
 
-    def _slot(self, rank: int, dropout: float) -> "LoraSlot":
+    def _slot(self, rank: int, dropout: float) -> LoraSlot:
         name = f"rank-{rank}-dropout-{dropout:g}".replace(".", "_")
         if name not in self._slots:
             config = peft.LoraConfig(
@@ -125,13 +151,19 @@ class TunedModel:
                 peft.inject_adapter_in_model(config, self.model, adapter_name=name)
             self._slots.add(name)
             self._layers = {target: self.model.get_submodule(target) for target in self.targets}
-        return LoraSlot(name, self._layers)
+        return LoraSlot(name, self._layers, self._head)
 
     def _activate(self, names: list[str]) -> None:
         for layer in self._layers.values():
             layer.enable_adapters(bool(names))
             if names:
                 layer.set_adapter(names)
+
+    def pristine_weight(self, name: str) -> torch.Tensor:
+        """W of a target module before anything was merged, (m, n), in float32."""
+        now: torch.Tensor = self._base_layer(name).weight
+        weight = self._pristine.get(name, now).detach().float()
+        return weight.T if self._conv1d else weight
 
     def _base_layer(self, name: str) -> Any:
         layer = self.model.get_submodule(name)
@@ -146,7 +178,15 @@ class TunedModel:
             )
         kept = self._encodings.get((id(examples), data))
         if kept is None:
-            encoding = encode(self.base.tokenizer, examples, data)
+            if self.labels:
+                encoding = encode_texts(self.base.tokenizer, examples, data, self.labels)
+            else:
+                encoding = encode(self.base.tokenizer, examples, data)
+            if not encoding.examples and self.labels:
+                raise UsageError(
+                    f"none of {len(examples)} examples has a text to classify: name its field with "
+                    "data.text"
+                )
             if not encoding.examples:
                 raise UsageError(
                     f"none of {len(examples)} examples leaves room for a response within "
@@ -158,100 +198,89 @@ class TunedModel:
     def batch(self, examples: Sequence[Encoded]) -> Batch:
         """These examples as one padded batch on the model's device."""
         pad_id = self.base.tokenizer.pad_token_id or 0
-        return collate(examples, pad_id, self.device, self.base.context)
+        side_by_side = collate_texts if self.labels else collate
+        return side_by_side(examples, pad_id, self.device, self.base.context)
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
-        """Summed cross-entropy over the batch's target tokens, in nats; float32, differentiable.
+        """Summed cross-entropy over the batch's targets, in nats; float32, differentiable."""
+        logits, wanted = self._targets(batch)
+        return functional.cross_entropy(logits, wanted, reduction="sum")
 
-        Logits are computed from the first target on, and the loss at target positions only.
+    def _targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits in float32, (targets, choices), and the right choices, (targets,).
+
+        Of a language model they are computed from the first target on, and kept at targets only.
         """
+        if self.labels:
+            output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            return output.logits.float(), batch.labels
         keep = batch.input_ids.shape[1] - batch.first_target + 1
         last = {"logits_to_keep": keep} if self._keeps_last_logits else {}
         output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **last)
         labels = batch.labels[:, batch.first_target :]
         logits = output.logits[:, -keep:-1]
         wanted = labels != IGNORED
-        return functional.cross_entropy(logits[wanted].float(), labels[wanted], reduction="sum")
+        return logits[wanted].float(), labels[wanted]
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Encoded]) -> HeldOutLoss:
-        """Mean loss per target token of the model as it stands, shortest examples first."""
+        """Mean loss per target of the model as it stands, shortest examples first."""
         self.model.eval()
         order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
         total, tokens = 0.0, 0
+        labels: list[int] = []
+        predictions: list[int] = []
         for at in range(0, len(order), EVALUATION_BATCH):
             batch = self.batch([examples[i] for i in order[at : at + EVALUATION_BATCH]])
-            total += float(self.loss_sum(batch))
+            logits, wanted = self._targets(batch)
+            total += float(functional.cross_entropy(logits, wanted, reduction="sum"))
             tokens += batch.targets
-        return HeldOutLoss(total / tokens, tokens)
+            if self.labels:
+                labels += wanted.tolist()
+                predictions += logits.argmax(dim=1).tolist()
+        if not self.labels:
+            return HeldOutLoss(total / tokens, tokens)
+        metrics = {
+            "accuracy": accuracy(labels, predictions),
+            "macro_f1": macro_f1(labels, predictions),
+        }
+        return HeldOutLoss(total / tokens, tokens, metrics)
 
     def evaluate_global(
-        self, merged: Adapter | None, start: Adapter | None, examples: Sequence[Encoded]
+        self,
+        merged: Adapter | None,
+        start: Adapter | None,
+        examples: Sequence[Encoded],
+        head: Head | None = None,
     ) -> HeldOutLoss:
-        """Held-out loss of W + delta(merged) + delta(start)."""
+        """Held-out loss of W + delta(merged) + delta(start), under this head if it is a classifier.
+
+        None is `initial_head(0)`.
+        """
         self.merge(merged)
-        with self.adapted(start):
+        with self.adapted(start, head=head):
             return self.evaluate(examples)
 
 
-class LoraSlot:
-    """The LoRA layers of one rank: written, trained, read back."""
-
-    def __init__(self, name: str, layers: dict[str, Any]) -> None:
-        self.name = name
-        self._layers = layers
-
-    def write(self, adapter: Adapter) -> None:
-        """Copy the factors in; the layer's scaling becomes the adapter's scale."""
-        with torch.no_grad():
-            for target, layer in self._layers.items():
-                factors = adapter[target]
-                layer.lora_A[self.name].weight.copy_(torch.from_numpy(factors.a))
-                layer.lora_B[self.name].weight.copy_(torch.from_numpy(factors.b))
-                layer.scaling[self.name] = factors.scale
-
-    def read(self) -> Adapter:
-        """A copy of the factors as they stand."""
-        modules = {}
-        for target, layer in self._layers.items():
-            a, b = (
-                half[self.name].weight.detach().float().cpu().numpy().copy()
-                for half in (layer.lora_A, layer.lora_B)
-            )
-            modules[target] = Factors(a, b, float(layer.scaling[self.name]))
-        return Adapter(modules)
-
-    def parameters(self, trains: str) -> list[nn.Parameter]:
-        """The factors to train: `A`, `B` or `both`; the others of this slot stay frozen."""
-        chosen: list[nn.Parameter] = []
-        for layer in self._layers.values():
-            for half, letter in ((layer.lora_A, "A"), (layer.lora_B, "B")):
-                weight = half[self.name].weight
-                weight.requires_grad_(trains in (letter, "both"))
-                chosen += [weight] if weight.requires_grad else []
-        return chosen
-
-    def freeze(self) -> None:
-        """No gradients, and none left over."""
-        for layer in self._layers.values():
-            for half in (layer.lora_A, layer.lora_B):
-                half[self.name].weight.requires_grad_(False)
-                half[self.name].weight.grad = None
-
-
 @lru_cache(maxsize=1)
-def _resident(settings: ModelSettings, targets: str) -> TunedModel:
-    return TunedModel(settings, targets)
+def _resident(settings: ModelSettings, targets: str, labels: tuple[str, ...]) -> TunedModel:
+    return TunedModel(settings, targets, labels)
 
 
 def resident_model(
-    model: ModelSettings, lora: LoraSettings, site: Site | None = None
+    model: ModelSettings,
+    lora: LoraSettings,
+    site: Site | None = None,
+    labels: Sequence[str] = (),
 ) -> TunedModel:
-    """The one model of this process for these settings; what the site owns wins."""
+    """The one model of this process for these settings; what the site owns wins.
+
+    labels: of a classifier, in the order of its classes; none for a causal language model.
+    """
     if site is not None:
         model = ModelSettings(
             path=site.model_path or model.path,
             dtype=model.dtype,
             device=site.device or model.device,
         )
-    return _resident(model, lora.target_modules)
+    return _resident(model, lora.target_modules, tuple(labels))

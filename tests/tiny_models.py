@@ -14,7 +14,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, FloatArray
 from settings.keys import Value
 from settings.run import ModelSettings, RunSettings, run_settings
 from tasks.encoding import Encoded
@@ -110,19 +110,24 @@ def save_gpt2(folder: Path, seed: int = 0, **config: Any) -> Path:
     return _save(model, tokenizer, folder)
 
 
-def save_bert(folder: Path) -> Path:
-    """A BertModel, which is no causal language model."""
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(0)
-    model = transformers.BertModel(
-        transformers.BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-        )
-    )
+def save_bert(folder: Path, seed: int = 0, kind: str = "BertModel", **config: Any) -> Path:
+    """A BertModel, which is no causal language model, or another model over the same body.
+
+    Of two layers, query, key, value and output (16, 16), intermediate (20, 16).
+    """
+    tokenizer = tiny_tokenizer(adds="both")
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 20,
+        "max_position_embeddings": CONTEXT,
+        "pad_token_id": tokenizer.pad_token_id,
+        **ROUGH,
+        **config,
+    }
+    torch.manual_seed(seed)
+    model = getattr(transformers, kind)(transformers.BertConfig(vocab_size=len(tokenizer), **shape))
     return _save(model, tokenizer, folder)
 
 
@@ -133,9 +138,14 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> Path:
     return folder
 
 
-def open_model(folder: Path, targets: str = "all-linear", dtype: str = "float32") -> TunedModel:
+def open_model(
+    folder: Path,
+    targets: str = "all-linear",
+    dtype: str = "float32",
+    labels: Sequence[str] = (),
+) -> TunedModel:
     """A TunedModel of its own, apart from the resident one of the process."""
-    return TunedModel(ModelSettings(path=str(folder), dtype=dtype, device="cpu"), targets)
+    return TunedModel(ModelSettings(path=str(folder), dtype=dtype, device="cpu"), targets, labels)
 
 
 def settings_for(folder: Path, **values: Value) -> RunSettings:
@@ -168,3 +178,26 @@ def random_examples(
         ids = rng.integers(3, vocabulary, length).astype(np.int64)
         examples.append(Encoded(ids, loss_from=1 + index % (length - 2)))
     return examples
+
+
+def random_head(tuned: TunedModel, seed: int = 0) -> dict[str, FloatArray]:
+    """A head large enough to decide, biases included."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.standard_normal(shape, dtype=np.float32)
+        for name, shape in tuned.head_shapes.items()
+    }
+
+
+def random_texts(
+    tuned: TunedModel, count: int, seed: int = 0, lengths: Sequence[int] = (6, 9, 13, 40)
+) -> list[Encoded]:
+    """Encoded texts of mixed length, each of a random class."""
+    rng = np.random.default_rng(seed)
+    vocabulary = len(tuned.base.tokenizer)
+    texts = []
+    for index in range(count):
+        length = lengths[index % len(lengths)]
+        ids = rng.integers(3, vocabulary, length).astype(np.int64)
+        texts.append(Encoded(ids, length, label=int(rng.integers(len(tuned.labels)))))
+    return texts

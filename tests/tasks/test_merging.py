@@ -166,3 +166,16 @@ def test_shapes_are_rows_and_columns_of_w(llama_folder: Path, gpt2_folder: Path)
     assert llama.shapes["model.layers.1.self_attn.k_proj"] == (12, 24)
     assert gpt2.shapes["transformer.h.0.attn.c_attn"] == (72, 24)
     assert gpt2.shapes["transformer.h.1.mlp.c_proj"] == (24, 96)
+
+
+def test_the_pristine_weight_is_w_whatever_is_merged(tuned: TunedModel) -> None:
+    before = {name: tuned.pristine_weight(name).clone() for name in tuned.targets}
+    for name, weight in before.items():
+        stored = tuned.model.get_submodule(name).weight
+        conv1d = type(tuned.model.get_submodule(name)).__name__ == "Conv1D"
+        assert torch.equal(weight, stored.T if conv1d else stored)
+        assert tuple(weight.shape) == tuned.shapes[name]
+    tuned.merge(random_adapter(tuned, 2))
+    with tuned.adapted(random_adapter(tuned, 3)):
+        for name, weight in before.items():
+            assert torch.equal(tuned.pristine_weight(name), weight)

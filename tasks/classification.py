@@ -1,0 +1,87 @@
+"""The task `classification`: which labels there are, and texts as token ids with their class."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from adapters.errors import UsageError, listing
+from settings.run import DataSettings
+from tasks.encoding import Encoded, Encoding
+from tasks.examples import CLASSIFICATION, Example, read_examples
+
+
+def label_names(data: DataSettings, task: str, path: str | None = None) -> tuple[str, ...]:
+    """The labels in the order of the classes; none for a task without classes.
+
+    They are those of data.labels, or else all in the data, sorted: as numbers where all are whole
+    numbers, else as text.
+    path: a site's own data, from which it cannot know the other sites' labels.
+
+    Raises UsageError for fewer than two labels, or where a site's own data would have to tell them.
+    """
+    if task != CLASSIFICATION:
+        return ()
+    if named := data.listed_labels():
+        return named
+    if path is not None:
+        raise UsageError(
+            f"data.labels is empty, and {path} holds this site's labels only: set data.labels to "
+            "the labels of all sites, separated by commas, the same in the whole run"
+        )
+    return _labels_found(data)
+
+
+@lru_cache(maxsize=2)
+def _labels_found(data: DataSettings) -> tuple[str, ...]:
+    found = {example.response for example in read_examples(data, task=CLASSIFICATION)}
+    if len(found) < 2:
+        raise UsageError(
+            f"{data.path} has one label only in field {data.label!r}, {listing(found)}, and "
+            "classification needs at least two: name the right field with data.label, or all "
+            "labels with data.labels"
+        )
+    return tuple(_sorted_labels(found))
+
+
+def _sorted_labels(labels: set[str]) -> list[str]:
+    """Sorted as whole numbers where all of them are, else as text.
+
+    >>> _sorted_labels({"10", "9", "-1"}), _sorted_labels({"10", "9", "b"})
+    (['-1', '9', '10'], ['10', '9', 'b'])
+    """
+    try:
+        return sorted(labels, key=lambda label: (int(label), label))
+    except ValueError:
+        return sorted(labels)
+
+
+def encode_texts(
+    tokenizer: Any, examples: Sequence[Example], data: DataSettings, labels: Sequence[str]
+) -> Encoding:
+    """Token ids of each text with the tokenizer's special tokens, at most data.context of them.
+
+    A text without a visible character is dropped. Raises UsageError for a label not among `labels`.
+    """
+    number = {label: index for index, label in enumerate(labels)}
+    kept = [example for example in examples if example.prompt.strip()]
+    if odd := sorted({example.response for example in examples} - set(number)):
+        raise UsageError(
+            f"the data hold the label {odd[0]!r}, which is not among the labels of the run "
+            f"({listing(labels)}): set data.labels to all labels there are"
+        )
+    encoded, cut = [], 0
+    for example, ids in zip(kept, _ids(tokenizer, kept), strict=True):
+        if len(ids) > data.context:
+            cut += 1
+            ids = tokenizer(example.prompt, truncation=True, max_length=data.context)["input_ids"]
+        encoded.append(Encoded(np.array(ids, np.int64), len(ids), number[example.response]))
+    return Encoding(encoded, cut, len(examples) - len(encoded))
+
+
+def _ids(tokenizer: Any, examples: Sequence[Example]) -> list[list[int]]:
+    if not examples:  # which tokenizers do not expect
+        return []
+    rows = tokenizer([example.prompt for example in examples], verbose=False)["input_ids"]
+    return [list(row) for row in rows]
