@@ -4,25 +4,27 @@ The client knows nothing of strategies: it receives the global model, an instruc
 answers with an adapter. The same object runs in process, under Flower's simulation and at a site.
 
     query     -> site: name, rank, base identity, module shapes, number of examples
-    train     <- merged, start, instruction      -> adapter, metrics
-    evaluate  <- merged, start, instruction      -> metrics
+    train     <- merged, start, head, instruction      -> adapter, head, metrics
+    evaluate  <- merged, start, head, instruction      -> metrics
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from adapters.adapter import Adapter, Shapes
+from adapters.adapter import Adapter, FloatArray, Shapes, draw
 from adapters.codec import pack, unpack
 from adapters.errors import BouquetError, listing
+from adapters.head import pack_head, unpack_head
 from adapters.records import from_record, to_record
-from settings.keys import parse
-from settings.run import LocalSettings, LoraSettings
+from client.instruction import Instruction, read_instruction
 from settings.site import parse_site
+
+if TYPE_CHECKING:
+    from tasks.tuned_model import TunedModel
 
 app = ClientApp()
 
@@ -52,12 +54,15 @@ def _name(context: Context) -> str:
 @app.query()
 @_answer
 def query(content: RecordDict, context: Context) -> RecordDict:
-    """Who this site is, and the shapes of what it would train."""
+    """Who this site is, and the shapes of what it would train.
+
+    Asked for it, also the leading singular directions of the base weights.
+    """
     from client.site import open_workplace
 
     place = open_workplace(context)
-    shapes = place.tuned.shapes
-    return RecordDict(
+    shapes, head = place.tuned.shapes, place.tuned.head_shapes
+    answer = RecordDict(
         {
             "site": ConfigRecord(
                 {
@@ -69,42 +74,67 @@ def query(content: RecordDict, context: Context) -> RecordDict:
                     "modules": list(shapes),
                     "rows": [m for m, _ in shapes.values()],
                     "columns": [n for _, n in shapes.values()],
+                    "head": list(head),
+                    "head-shapes": ["x".join(map(str, shape)) for shape in head.values()],
                 }
             )
         }
     )
+    ask = content.get("ask")
+    if isinstance(ask, ConfigRecord) and "principal-rank" in ask:
+        from tasks.principal import principal_factors
+
+        rank = ask["principal-rank"]
+        assert isinstance(rank, int)
+        answer["principal"] = to_record(pack(principal_factors(place.tuned, rank)))
+    return answer
 
 
 @app.train()
 @_answer
 def train(content: RecordDict, context: Context) -> RecordDict:
     """Train for one round and return the factors."""
-    from client.site import open_workplace, starting_factors
+    from client.memory import recall, remember
+    from client.pruning import RestPenalty, kept_rank, pruned
+    from client.site import open_workplace
+    from client.starting import starting_factors, with_frozen_tail, with_own_b
     from client.training import train as train_locally
 
-    told = _read_instruction(content)
+    told = read_instruction(content)
     place = open_workplace(context, told.lora)
     _check_base(told.base, place.tuned.base.identity)
     examples = place.training_examples()
-    place.tuned.merge(_global_part(content, "merged", place.tuned.shapes))
+    shapes, rank = place.tuned.shapes, told.rank_of(place.rank)
+    merged = _global_part(content, "merged", shapes)
+    start = _global_start(content, shapes, rank, told)
+    if start is not None and told.freezes_tail:
+        merged = with_frozen_tail(merged, start, rank)
+    begin = starting_factors(start, shapes, rank, told.lora.scale_of(rank), told.seed)
+    kept = recall(context.state, told.round - 1)
+    if told.keeps_b:
+        begin = with_own_b(begin, kept)
+    place.tuned.merge(merged)
     trained = train_locally(
         place.tuned,
         examples,
-        starting_factors(
-            _global_part(content, "start", place.tuned.shapes),
-            place.tuned.shapes,
-            place.rank,
-            told.lora.scale_of(place.rank),
-            told.seed,
-        ),
+        begin,
         told.local,
         told.seed,
         told.trains,
         told.lora.dropout,
+        head=_head(content, place.tuned, told.start_seed),
+        penalty=RestPenalty(told.penalty, kept_rank(rank, told.prune)) if told.prune < 1 else None,
+        moments=kept if told.optimizer == "kept" else None,
     )
-    return RecordDict(
+    adapter = pruned(begin, trained.adapter, told.prune)
+    keep = dict(trained.moments)
+    if told.keeps_b:
+        keep |= {name: factors.b for name, factors in adapter.items()}
+    if keep:
+        remember(context.state, told.round, keep)
+    reply = RecordDict(
         {
-            "adapter": to_record(pack(trained.adapter, told.wire_dtype)),
+            "adapter": to_record(pack(adapter, told.wire_dtype, told.sends)),
             "reply": ConfigRecord({"round": told.round, "base": told.base}),
             "metrics": MetricRecord(
                 {
@@ -118,61 +148,48 @@ def train(content: RecordDict, context: Context) -> RecordDict:
             ),
         }
     )
+    if trained.head:
+        reply["head"] = to_record(pack_head(trained.head))
+    return reply
 
 
 @app.evaluate()
 @_answer
 def evaluate(content: RecordDict, context: Context) -> RecordDict:
-    """Loss of the global model on the examples that this site holds out."""
+    """Loss of the model that this client would use, on the examples that it holds out."""
+    from client.memory import recall
     from client.site import open_workplace
+    from client.starting import starting_factors, with_frozen_tail, with_own_b
 
-    told = _read_instruction(content)
+    told = read_instruction(content)
     place = open_workplace(context, told.lora)
     _check_base(told.base, place.tuned.base.identity)
     examples = place.held_out_examples()
-    merged, start = (
-        _global_part(content, name, place.tuned.shapes) for name in ("merged", "start")
-    )
-    result = place.tuned.evaluate_global(merged, start, examples)
+    shapes, rank = place.tuned.shapes, told.rank_of(place.rank)
+    merged = _global_part(content, "merged", shapes)
+    start = _global_start(content, shapes, rank, told)
+    own: Adapter | None = None
+    if start is not None:
+        if told.freezes_tail:
+            merged = with_frozen_tail(merged, start, rank)
+        own = starting_factors(start, shapes, rank, told.lora.scale_of(rank), told.seed)
+        if told.keeps_b:
+            own = with_own_b(own, recall(context.state, told.round))
+    head = _head(content, place.tuned, told.start_seed)
+    result = place.tuned.evaluate_global(merged, own, examples, head)
     return RecordDict(
         {
             "reply": ConfigRecord({"round": told.round, "base": told.base}),
             "metrics": MetricRecord(
-                {"num-examples": len(examples), "loss": result.loss, "tokens": result.tokens}
+                {
+                    "num-examples": len(examples),
+                    "loss": result.loss,
+                    "tokens": result.tokens,
+                    **{name.replace("_", "-"): value for name, value in result.metrics.items()},
+                }
             ),
         }
     )
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """What the server tells a client to do."""
-
-    round: int
-    seed: int
-    trains: str
-    base: str
-    wire_dtype: str
-    lora: LoraSettings
-    local: LocalSettings
-
-
-def _read_instruction(content: RecordDict) -> Instruction:
-    try:
-        told: Any = content["instruction"]
-        return Instruction(
-            round=told["round"],
-            seed=told["seed"],
-            trains=told["trains"],
-            base=told["base"],
-            wire_dtype=told["wire-dtype"],
-            lora=parse(LoraSettings, told, "lora."),
-            local=parse(LocalSettings, told, "local."),
-        )
-    except KeyError as error:
-        raise BouquetError(
-            f"the server's message lacks {error}: server and site need the same version of bouquet"
-        ) from None
 
 
 def _check_base(wanted: str, own: str) -> None:
@@ -183,11 +200,22 @@ def _check_base(wanted: str, own: str) -> None:
         )
 
 
-def _global_part(content: RecordDict, name: str, shapes: Shapes) -> Adapter | None:
+def _global_start(
+    content: RecordDict, shapes: Shapes, rank: int, told: Instruction
+) -> Adapter | None:
+    """`start`; a factor that did not travel is drawn from the run's seed."""
+    known = draw(shapes, rank, told.start_seed, scale=1.0) if told.receives != "both" else None
+    return _global_part(content, "start", shapes, known)
+
+
+def _global_part(
+    content: RecordDict, name: str, shapes: Shapes, known: Adapter | None = None
+) -> Adapter | None:
     record = content.get(name)
     if not isinstance(record, ArrayRecord):
         return None
-    part = _unpack_once(from_record(record))
+    packed = from_record(record)
+    part = _unpack_once(packed) if known is None else unpack(packed, known)
     if odd := set(part.shapes.items()) ^ set(shapes.items()):
         raise BouquetError(
             f"the run's {name} does not fit lora.target-modules: it differs from what this site "
@@ -200,3 +228,11 @@ def _global_part(content: RecordDict, name: str, shapes: Shapes) -> Adapter | No
 def _unpack_once(packed: bytes) -> Adapter:
     """One process that plays many clients decodes the same global model once."""
     return unpack(packed)
+
+
+def _head(content: RecordDict, tuned: "TunedModel", seed: int) -> dict[str, FloatArray]:
+    """The head that was sent, or before there is one that which every site draws alike."""
+    record = content.get("head")
+    if isinstance(record, ArrayRecord):
+        return unpack_head(from_record(record), tuned.head_shapes)
+    return tuned.initial_head(seed)

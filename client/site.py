@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 from flwr.app import Context
 
-from adapters.adapter import Adapter, Factors, draw
-from adapters.algebra import rescale, truncate
 from adapters.errors import UsageError
 from settings.run import LoraSettings, RunSettings, run_settings
 from settings.site import Site, parse_site
+from tasks.classification import label_names
 from tasks.encoding import Encoded
 from tasks.partition import Part, federate, own_part
 from tasks.tuned_model import TunedModel, resident_model
@@ -44,38 +42,16 @@ def open_workplace(context: Context, lora: LoraSettings | None = None) -> Workpl
     settings = run_settings(context.run_config)
     lora = lora or settings.lora
     site = parse_site(context.node_config)
-    tuned = resident_model(settings.model, lora, site)
+    labels = label_names(settings.data, settings.task, site.data_path)
+    tuned = resident_model(settings.model, lora, site, labels)
     rank = site.rank or lora.rank_of(site.number)
     tuned.check_rank(rank)
     if site.data_path is not None:
-        part = own_part(settings.data, site.data_path, settings.seed)
+        part = own_part(settings.data, site.data_path, settings.seed, settings.task)
     else:
         clients = int(context.node_config.get("num-partitions", settings.clients.count))
-        parts = federate(settings.data, clients, settings.seed).parts
+        parts = federate(settings.data, clients, settings.seed, settings.task).parts
         if site.number >= len(parts):
             raise UsageError(f"partition-id {site.number} does not exist among {len(parts)} parts")
         part = parts[site.number]
     return Workplace(site, settings, tuned, part, rank)
-
-
-def starting_factors(
-    start: Adapter | None, shapes: dict[str, tuple[int, int]], rank: int, scale: float, seed: int
-) -> Adapter:
-    """What a client of this rank trains from, at its own scale.
-
-    The first `rank` rows of A and columns of B of `start`; what is missing up to its rank, or
-    everything where there is no start, is fresh (A random from the seed, B zero), so that the delta
-    is that of the truncated start.
-    """
-    fresh = draw(shapes, rank, seed, scale)
-    if start is None:
-        return fresh
-    modules = {}
-    for name, own in rescale(truncate(start, rank), scale).items():
-        rest = fresh[name]
-        modules[name] = Factors(
-            np.concatenate([own.a, rest.a[own.rank :]]),
-            np.concatenate([own.b, rest.b[:, own.rank :]], axis=1),
-            scale,
-        )
-    return Adapter(modules)

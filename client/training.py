@@ -6,15 +6,17 @@ the result depends on nothing that this process did before.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, FloatArray
 from adapters.errors import BouquetError
+from adapters.head import Head
+from client.pruning import RestPenalty
 from settings.run import LocalSettings
 from tasks.encoding import Batch, Encoded, order_batches
 from tasks.tuned_model import TunedModel
@@ -28,6 +30,10 @@ class Trained:
     """What a client has after its round."""
 
     adapter: Adapter
+    head: Head
+    """What trained beside the factors; empty under most tasks."""
+    moments: Mapping[str, FloatArray]
+    """The optimizer's moments, for a client that keeps them; empty unless asked for."""
     loss: float
     """Mean loss per target token over the steps of this round, before each step."""
     tokens: int
@@ -88,11 +94,15 @@ def train(
     seed: int,
     trains: str = "both",
     dropout: float = 0.0,
+    head: Head | None = None,
+    penalty: RestPenalty | None = None,
+    moments: Mapping[str, FloatArray] | None = None,
 ) -> Trained:
     """Train `start` on the examples, over the merged base, and return it as a new adapter.
 
     Each step minimises the mean loss per target token of its `batch_size * accumulation` examples.
-    trains: which factors, `A`, `B` or `both`.
+    trains: which factors, `A`, `B` or `both`; the head trains always.
+    moments: the optimizer's of an earlier round (empty: none yet), where they are kept.
     Raises BouquetError when the loss is no longer a finite number.
     """
     began = time.perf_counter()
@@ -106,7 +116,7 @@ def train(
     observer = _observer.get()
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        tuned.adapted(start, dropout) as slot,
+        tuned.adapted(start, dropout, head) as slot,
     ):
         assert slot is not None
         torch.manual_seed(seed)
@@ -114,6 +124,8 @@ def train(
         optimizer = torch.optim.AdamW(
             parameters, lr=local.learning_rate, weight_decay=local.weight_decay, fused=True
         )
+        _restore_moments(optimizer, parameters, moments or {})
+        pairs = list(zip(parameters[0::2], parameters[1::2], strict=False))[: len(start)]
         tuned.model.train()
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = learning_rate(step, steps, local)
@@ -126,6 +138,8 @@ def train(
                     f"local.learning-rate (now {local.learning_rate:g}) or local.max-grad-norm, or "
                     "look for damaged examples"
                 )
+            if penalty is not None:
+                penalty(pairs).backward()  # type: ignore[no-untyped-call]
             if local.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
             optimizer.step()
@@ -135,15 +149,45 @@ def train(
             if observer is not None:
                 observer(step + 1, steps)
         tuned.model.eval()
-        adapter = slot.read()
+        adapter, trained_head = slot.read(), slot.read_head()
+        kept = _read_moments(optimizer, parameters) if moments is not None else {}
     return Trained(
         adapter,
+        trained_head,
+        kept,
         loss=total_loss / total_tokens,
         tokens=total_tokens,
         steps=steps,
         seconds=time.perf_counter() - began,
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
     )
+
+
+def _read_moments(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]
+) -> dict[str, FloatArray]:
+    """Both moments and the number of steps of each parameter, by its place."""
+    return {
+        f"{place:05d}.{name}": value.detach().float().cpu().numpy().copy()
+        for place, parameter in enumerate(parameters)
+        for name, value in optimizer.state[parameter].items()
+    }
+
+
+def _restore_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[torch.nn.Parameter],
+    moments: Mapping[str, FloatArray],
+) -> None:
+    """Put them back where the shapes still fit; a parameter that changed begins afresh."""
+    for place, parameter in enumerate(parameters):
+        found = {
+            name.partition(".")[2]: torch.from_numpy(value).to(parameter.device)
+            for name, value in moments.items()
+            if name.startswith(f"{place:05d}.")
+        }
+        if found and found["exp_avg"].shape == parameter.shape:
+            optimizer.state[parameter] = found
 
 
 def computes_in_bfloat16(precision: str, device: torch.device) -> bool:

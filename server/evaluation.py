@@ -4,32 +4,74 @@ Only here does the server touch the base model, and only where `evaluate.server`
 coordinator without base weights sets it to false and lets the clients evaluate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from flwr.app import MessageType
 from flwr.serverapp import Grid
 
+from adapters.adapter import Adapter
+from adapters.algebra import beyond, stack
 from adapters.errors import AdapterError
-from server.exchange import Rejection, broadcast, open_reply, read_metrics, round_messages
-from server.roster import Member, Roster
+from adapters.head import Head
+from server.broadcast import Asked, broadcast_to, round_messages, start_seed
+from server.exchange import Rejection, Reply, open_reply, read_metrics
+from server.roster import Roster
 from settings.run import RunSettings
-from strategies.strategy import GlobalModel
+from strategies.strategy import GlobalModel, Update
+
+METRICS = ("accuracy", "macro-f1")
 
 
 def evaluate_on_server(model: GlobalModel, settings: RunSettings) -> dict[str, Any]:
-    """Loss on the global held-out part, which no client trains on."""
+    """Loss on the global held-out part, which no client trains on, and the task's metrics."""
+    result = _evaluate_here(settings, model.merged, model.start, model.head)
+    found = {"held_out_loss": result.loss, "held_out_tokens": result.tokens}
+    return found | {f"held_out_{name}": value for name, value in result.metrics.items()}
+
+
+def evaluate_trained(
+    before: GlobalModel,
+    replies: Sequence[Reply],
+    updates: Sequence[Update],
+    freezes_tail: bool,
+    settings: RunSettings,
+) -> dict[str, Any]:
+    """Each client's model as it came back, on the global held-out part: before aggregation.
+
+    freezes_tail: what lies beyond a client's rank in the start is part of its model.
+    """
+    losses = {}
+    for reply, update in zip(replies, updates, strict=True):
+        adapter = update.adapter
+        if freezes_tail and before.start is not None:
+            adapter = stack([adapter, beyond(before.start, adapter.rank)], [1.0, 1.0])
+        losses[update.client] = _evaluate_here(settings, before.merged, adapter, reply.head).loss
+    mean = sum(update.weight * losses[update.client] for update in updates)
+    return {"loss_before_aggregation": mean, "trained_losses": losses}
+
+
+def _evaluate_here(
+    settings: RunSettings, merged: Adapter | None, start: Adapter | None, head: Head | None
+) -> Any:
+    from tasks.classification import label_names
     from tasks.partition import global_held_out
     from tasks.tuned_model import resident_model
 
     held_out = global_held_out(
-        settings.data, settings.clients.count, settings.seed, settings.evaluate.max_examples
+        settings.data,
+        settings.clients.count,
+        settings.seed,
+        settings.evaluate.max_examples,
+        settings.task,
     )
-    tuned = resident_model(settings.model, settings.lora)
-    result = tuned.evaluate_global(
-        model.merged, model.start, tuned.encode(held_out, settings.data).examples
-    )
-    return {"held_out_loss": result.loss, "held_out_tokens": result.tokens}
+    labels = label_names(settings.data, settings.task)
+    tuned = resident_model(settings.model, settings.lora, labels=labels)
+    if head is None:
+        head = tuned.initial_head(start_seed(settings))
+    examples = tuned.encode(held_out, settings.data).examples
+    return tuned.evaluate_global(merged, start, examples, head)
 
 
 def evaluate_on_clients(
@@ -37,22 +79,24 @@ def evaluate_on_clients(
     model: GlobalModel,
     settings: RunSettings,
     server_round: int,
-    cohort: Sequence[Member],
+    cohort: Sequence[Asked],
     roster: Roster,
 ) -> tuple[dict[str, Any], list[Rejection]]:
-    """Each client's loss on its own held-out part, and their mean weighted by tokens."""
-    sent = broadcast(model, settings.wire.dtype)
+    """Each client's loss on its own held-out part, of the model that it would use.
+
+    The mean is weighted by tokens; worst and spread (standard deviation) count every client once.
+    """
+    sent = broadcast_to(cohort, model, settings.wire.dtype)
     messages = round_messages(
         MessageType.EVALUATE, cohort, sent, settings, server_round, roster.base
     )
-    names = {member.node_id: member.name for member in cohort}
-    losses: dict[str, float] = {}
-    total = tokens = 0.0
+    names = {asked.member.node_id: asked.member.name for asked in cohort}
+    heard: dict[str, dict[str, Any]] = {}
     rejected = []
     replies = list(grid.send_and_receive(messages, timeout=settings.clients.timeout_seconds))
     for reply in sorted(replies, key=lambda r: names.get(r.metadata.src_node_id, "")):
         name = names.get(reply.metadata.src_node_id)
-        if name is None or name in losses:
+        if name is None or name in heard:
             continue
         try:
             metrics = read_metrics(open_reply(reply, server_round, roster.base))
@@ -61,13 +105,25 @@ def evaluate_on_clients(
         except AdapterError as error:
             rejected.append(Rejection(name, f"evaluation: {error}"))
             continue
-        losses[name] = metrics["loss"]
-        total += metrics["loss"] * metrics["tokens"]
-        tokens += metrics["tokens"]
+        heard[name] = _heard(name, metrics)
     result: dict[str, Any] = {
-        "client_losses": losses,
+        "client_held_out": list(heard.values()),
         "evaluate_bytes_down": sent.num_bytes * len(cohort),
     }
-    if tokens:
-        result["client_held_out_loss"] = total / tokens
+    if heard:
+        tokens = [entry["tokens"] for entry in heard.values()]
+        losses = [entry["loss"] for entry in heard.values()]
+        result["client_held_out_loss"] = float(np.average(losses, weights=tokens))
+        result["client_held_out_worst"] = max(losses)
+        result["client_held_out_spread"] = float(np.std(losses))
     return result, rejected
+
+
+def _heard(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "client": name,
+        "loss": metrics["loss"],
+        "tokens": int(metrics["tokens"]),
+        "examples": int(metrics.get("num-examples", 0)),
+    }
+    return entry | {m.replace("-", "_"): metrics[m] for m in METRICS if m in metrics}

@@ -1,26 +1,26 @@
-"""What goes to the clients, and what of their answers is let in.
+"""What of the clients' answers is let in.
 
 A client is a stranger: every reply is checked before it is decoded or summed. A bad one is turned
 into a Rejection that says why, and the round goes on as if that client had not answered.
 """
 
-import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from adapters.adapter import Adapter
-from adapters.codec import budget_bytes, pack, unpack
+from adapters.algebra import truncate
+from adapters.codec import budget_bytes, unpack
 from adapters.errors import AdapterError, listing
-from adapters.records import from_record, to_record
+from adapters.head import Head, head_budget_bytes, unpack_head
+from adapters.records import from_record
+from server.broadcast import Asked
 from server.roster import Member, Roster
-from server.sampling import derive_seed
-from settings.keys import flatten
 from settings.run import RunSettings
-from strategies.strategy import GlobalModel
+from strategies.strategy import BOTH
 
 MAX_EXAMPLES = 10**9
 MAX_SCALE = 1e4
@@ -33,10 +33,12 @@ class Reply:
     """A client's admitted answer to a train message."""
 
     member: Member
+    """With the rank that it was asked to train; the adapter's may be lower, where it pruned."""
     adapter: Adapter
     num_examples: int
     metrics: dict[str, float]
     bytes_up: int
+    head: Head | None = None
 
 
 @dataclass(frozen=True)
@@ -47,110 +49,71 @@ class Rejection:
     reason: str
 
 
-@dataclass(frozen=True, eq=False)
-class Broadcast:
-    """The global model as it goes out: packed once, the same records for every client."""
-
-    records: RecordDict
-    num_bytes: int
-    version: str
-    """Hash of what the clients receive; names this global model in logs."""
-
-
-def broadcast(model: GlobalModel, wire_dtype: str) -> Broadcast:
-    """Pack `merged` and `start`; what is None is left out."""
-    packed = {
-        name: pack(part, wire_dtype)
-        for name, part in (("merged", model.merged), ("start", model.start))
-        if part is not None
-    }
-    digest = hashlib.sha256()
-    for name, data in packed.items():
-        digest.update(name.encode() + data)
-    return Broadcast(
-        RecordDict({name: to_record(data) for name, data in packed.items()}),
-        sum(len(data) for data in packed.values()),
-        digest.hexdigest()[:16],
-    )
-
-
-def round_messages(
-    kind: str,
-    cohort: Sequence[Member],
-    sent: Broadcast,
-    settings: RunSettings,
-    server_round: int,
-    base: str,
-    trains: str = "both",
-) -> list[Message]:
-    """A `train` or `evaluate` message for each member of the cohort."""
-    shared = {
-        "round": server_round,
-        "base": base,
-        "version": sent.version,
-        "trains": trains,
-        "wire-dtype": settings.wire.dtype,
-        **flatten(settings.lora, "lora."),
-        **flatten(settings.local, "local."),
-    }
-    return [
-        Message(
-            RecordDict(
-                {
-                    **sent.records,
-                    "instruction": ConfigRecord(
-                        {**shared, "seed": derive_seed(settings.seed, server_round, member.name)}
-                    ),
-                }
-            ),
-            dst_node_id=member.node_id,
-            message_type=kind,
-            group_id=str(server_round),
-        )
-        for member in cohort
-    ]
-
-
 def admit_replies(
     replies: Iterable[Message],
-    cohort: Sequence[Member],
+    cohort: Sequence[Asked],
+    start: Adapter | None,
     roster: Roster,
     settings: RunSettings,
     server_round: int,
 ) -> tuple[list[Reply], list[Rejection]]:
-    """The usable replies in roster order, and a Rejection for every other member of the cohort."""
+    """The usable replies in roster order, and a Rejection for every other member of the cohort.
+
+    start: what the cohort was sent; a factor that did not train does not come back.
+    """
     first: dict[int, Message] = {}
     for reply in replies:
         first.setdefault(reply.metadata.src_node_id, reply)
     admitted, rejected = [], []
-    for member in cohort:
+    for asked in cohort:
+        node = asked.member.node_id
         try:
-            if member.node_id not in first:
+            if node not in first:
                 raise AdapterError(f"no reply within {settings.clients.timeout_seconds:g} s")
             admitted.append(
-                _admit(first.pop(member.node_id), member, roster, settings.wire.dtype, server_round)
+                _admit(first.pop(node), asked, start, roster, settings.wire.dtype, server_round)
             )
         except AdapterError as error:
-            rejected.append(Rejection(member.name, str(error)))
+            rejected.append(Rejection(asked.member.name, str(error)))
     return admitted, rejected
 
 
 def _admit(
-    message: Message, member: Member, roster: Roster, wire_dtype: str, server_round: int
+    message: Message,
+    asked: Asked,
+    start: Adapter | None,
+    roster: Roster,
+    wire_dtype: str,
+    server_round: int,
 ) -> Reply:
-    content = open_reply(message, server_round, roster.base)
+    content, member = open_reply(message, server_round, roster.base), asked.member
     packed = from_record(
         content.get("adapter"), limit=budget_bytes(roster.shapes, member.rank, wire_dtype)
     )
-    adapter = unpack(packed)
-    check_adapter(adapter, member, roster)
+    known = None
+    if asked.rule.sends != BOTH and start is not None:
+        known = truncate(start, member.rank)
+    adapter = unpack(packed, known)
+    check_adapter(adapter, asked, roster.shapes)
+    head, head_bytes = _admit_head(content, roster)
     metrics = read_metrics(content)
     num_examples = metrics.pop("num-examples", 0)
     if num_examples != int(num_examples) or not 0 < num_examples <= MAX_EXAMPLES:
         raise AdapterError(
             f"num-examples must be a whole number from 1 to {MAX_EXAMPLES:,}; got {num_examples:g}"
         )
-    return Reply(member, adapter, int(num_examples), metrics, len(packed))
+    return Reply(member, adapter, int(num_examples), metrics, len(packed) + head_bytes, head=head)
+
+
+def _admit_head(content: RecordDict, roster: Roster) -> tuple[Head | None, int]:
+    """The head of a reply and its bytes, where the task has one."""
+    if not roster.head_shapes:
+        return None, 0
+    packed = from_record(content.get("head"), limit=head_budget_bytes(roster.head_shapes))
+    head = unpack_head(packed, roster.head_shapes)
+    for name, values in head.items():
+        check_size(name, float(np.abs(values).max(initial=0.0)))
+    return head, len(packed)
 
 
 def open_reply(message: Message, server_round: int, base: str) -> RecordDict:
@@ -183,20 +146,26 @@ def read_metrics(content: RecordDict) -> dict[str, float]:
     return metrics
 
 
-def check_adapter(adapter: Adapter, member: Member, roster: Roster) -> None:
+def check_adapter(adapter: Adapter, asked: Asked, shapes: Mapping[str, tuple[int, int]]) -> None:
     """AdapterError unless the adapter fits the base model, the client's rank and sane numbers."""
-    if adapter.shapes != dict(roster.shapes):
-        odd = set(adapter.shapes.items()) ^ set(roster.shapes.items())
+    if adapter.shapes != dict(shapes):
+        odd = set(adapter.shapes.items()) ^ set(shapes.items())
         raise AdapterError(
             f"modules or shapes differ from the base model's: {listing(sorted(odd))}"
         )
+    wanted = asked.member.rank
+    if asked.rule.prune < 1.0 and adapter.rank == max(1, int(asked.rule.prune * wanted)):
+        wanted = adapter.rank
     for name, factors in adapter.items():
-        if factors.rank != member.rank:
-            raise AdapterError(f"{name} has rank {factors.rank}; this client's is {member.rank}")
+        if factors.rank != wanted:
+            raise AdapterError(f"{name} has rank {factors.rank}; this client's is {wanted}")
         if not 0.0 < factors.scale <= MAX_SCALE:
             raise AdapterError(f"{name} has scale {factors.scale:g}; expected (0, {MAX_SCALE:g}]")
-        largest = max(float(np.abs(half).max(initial=0.0)) for half in (factors.a, factors.b))
-        if largest > MAX_FACTOR:
-            raise AdapterError(
-                f"{name} holds {largest:g}; trained factors stay below {MAX_FACTOR:g}"
-            )
+        for half in (factors.a, factors.b):
+            check_size(name, float(np.abs(half).max(initial=0.0)))
+
+
+def check_size(name: str, largest: float) -> None:
+    """AdapterError for values that no training reaches."""
+    if largest > MAX_FACTOR:
+        raise AdapterError(f"{name} holds {largest:g}; trained factors stay below {MAX_FACTOR:g}")

@@ -10,6 +10,7 @@ The ArrayRecord that Flower hands from round to round holds the global model: `m
 each packed as one array. What this loop cannot do is resume; Bouquet's own ServerApp can.
 """
 
+import json
 import logging
 from collections.abc import Iterable
 
@@ -20,15 +21,18 @@ from flwr.serverapp.strategy import Strategy as FlowerBase
 from adapters.adapter import Adapter
 from adapters.codec import pack, unpack
 from adapters.errors import AdapterError, BouquetError
+from adapters.head import pack_head, unpack_head
 from adapters.records import STYPE
-from server.exchange import admit_replies, broadcast, open_reply, read_metrics, round_messages
-from server.roster import Member, Roster, call_roster
-from server.rounds import begin_model, weigh
+from server.broadcast import Asked, ask, broadcast, broadcast_to, round_messages
+from server.exchange import admit_replies, open_reply, read_metrics
+from server.method import method_of
+from server.roster import Roster, call_roster
+from server.rounds import aggregate, begin_model, freezes_tails, frozen_tails, weigh
 from server.sampling import sample_cohort
 from server.telemetry import round_record
 from settings.keys import flatten
 from settings.run import RunSettings, run_settings
-from strategies.registry import make_strategy, refuse_ranks
+from strategies.registry import refuse_ranks
 from strategies.strategy import GlobalModel
 
 log = logging.getLogger("bouquet")
@@ -43,9 +47,9 @@ class FlowerStrategy(FlowerBase):
 
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
-        self._strategy = make_strategy(settings.strategy.name, settings.strategy.energy)
+        self._strategy = method_of(settings)
         self._roster: Roster | None = None
-        self._cohort: list[Member] = []
+        self._cohort: list[Asked] = []
         self._sent = broadcast(GlobalModel(), settings.wire.dtype)
         self._model = GlobalModel()
 
@@ -55,12 +59,15 @@ class FlowerStrategy(FlowerBase):
         """Train messages for this round's cohort; keys in `config` override lora.* and local.*."""
         roster = self._call(grid)
         self._model = (
-            _model_from(arrays) if arrays else begin_model(self.settings, self._strategy, roster)
+            _model_from(arrays, roster)
+            if arrays
+            else begin_model(self.settings, self._strategy, roster, grid)
         )
-        self._sent = broadcast(self._model, self.settings.wire.dtype)
-        self._cohort = sample_cohort(
+        cohort = sample_cohort(
             roster.members, self.settings.clients.fraction, self.settings.seed, server_round
         )
+        self._cohort = ask(cohort, self._strategy, self._model)
+        self._sent = broadcast_to(self._cohort, self._model, self.settings.wire.dtype)
         return self._messages(MessageType.TRAIN, self._cohort, server_round, config, roster)
 
     def aggregate_train(
@@ -68,8 +75,9 @@ class FlowerStrategy(FlowerBase):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The next global model, with loss, noise and bytes as metrics."""
         assert self._roster is not None
+        start = self._model.start
         admitted, rejected = admit_replies(
-            replies, self._cohort, self._roster, self.settings, server_round
+            replies, self._cohort, start, self._roster, self.settings, server_round
         )
         for rejection in rejected:
             log.warning(
@@ -78,9 +86,19 @@ class FlowerStrategy(FlowerBase):
         if len(admitted) < self.settings.clients.min_replies:
             raise BouquetError(f"round {server_round} has only {len(admitted)} usable replies")
         updates = weigh(admitted, self.settings.clients.weights)
-        model = self._strategy.aggregate(self._model, updates)
+        freezes_tail = freezes_tails(self._cohort)
+        tails = frozen_tails(admitted, updates, start) if freezes_tail else []
+        model = aggregate(self._strategy, self._model, admitted, updates, tails)
         record = round_record(
-            server_round, self._model, model, self._sent, admitted, updates, rejected
+            server_round,
+            self._model,
+            model,
+            self._sent,
+            admitted,
+            updates,
+            tails,
+            rejected,
+            freezes_tail,
         )
         numbers: dict[str, int | float | list[int] | list[float]] = {
             name.replace("_", "-"): value
@@ -97,8 +115,9 @@ class FlowerStrategy(FlowerBase):
         if not self.settings.evaluate.clients:
             return []
         roster = self._call(grid)
-        self._sent = broadcast(self._model, self.settings.wire.dtype)
-        return self._messages(MessageType.EVALUATE, roster.members, server_round, config, roster)
+        asked = ask(roster.members, self._strategy, self._model)
+        self._sent = broadcast_to(asked, self._model, self.settings.wire.dtype)
+        return self._messages(MessageType.EVALUATE, asked, server_round, config, roster)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -123,7 +142,7 @@ class FlowerStrategy(FlowerBase):
 
     def adapter(self, arrays: ArrayRecord) -> Adapter:
         """The whole global model, merged and start together, as one adapter."""
-        total = _model_from(arrays).total()
+        total = _model_from(arrays, self._roster).total()
         if total is None:
             raise BouquetError("the global model is still the base itself: no round has run")
         return total
@@ -138,7 +157,7 @@ class FlowerStrategy(FlowerBase):
     def _messages(
         self,
         kind: str,
-        cohort: list[Member],
+        cohort: list[Asked],
         server_round: int,
         config: ConfigRecord,
         roster: Roster,
@@ -152,11 +171,20 @@ class FlowerStrategy(FlowerBase):
 def _record_from(model: GlobalModel) -> ArrayRecord:
     parts = {"merged": model.merged, "start": model.start}
     packed = {name: pack(part) for name, part in parts.items() if part is not None}
+    if model.head is not None:
+        packed["head"] = pack_head(model.head)
+    packed["memory"] = json.dumps(dict(model.memory)).encode()
     return ArrayRecord(
         {name: Array("uint8", (len(data),), STYPE, data) for name, data in packed.items()}
     )
 
 
-def _model_from(arrays: ArrayRecord) -> GlobalModel:
-    parts = {name: unpack(array.data) for name, array in arrays.items()}
-    return GlobalModel(merged=parts.get("merged"), start=parts.get("start"))
+def _model_from(arrays: ArrayRecord, roster: Roster | None) -> GlobalModel:
+    parts = {name: array.data for name, array in arrays.items()}
+    shapes = roster.head_shapes if roster is not None else {}
+    return GlobalModel(
+        merged=unpack(parts["merged"]) if "merged" in parts else None,
+        start=unpack(parts["start"]) if "start" in parts else None,
+        head=unpack_head(parts["head"], shapes) if "head" in parts else None,
+        memory=json.loads(parts.get("memory", b"{}")),
+    )

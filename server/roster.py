@@ -3,13 +3,16 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from adapters.errors import UsageError, listing
+from adapters.adapter import Adapter
+from adapters.codec import budget_bytes, unpack
+from adapters.errors import AdapterError, BouquetError, UsageError, listing
+from adapters.records import from_record
 
 POLL_SECONDS = 0.5
 
@@ -26,6 +29,8 @@ class Member:
     base: str
     shapes: tuple[tuple[str, int, int], ...]
     """(module, m, n) for each module that it adapts."""
+    head_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """(name, shape) of what it trains beside them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Roster:
     shapes: Mapping[str, tuple[int, int]]
     left_out: dict[str, str]
     """Client or node -> why it cannot take part."""
+    head_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -66,6 +72,32 @@ def call_roster(grid: Grid, at_least: int, timeout: float) -> Roster:
     return roster_from_replies(grid.send_and_receive(asked, timeout=timeout))
 
 
+def ask_principal(grid: Grid, roster: Roster, rank: int, timeout: float) -> Adapter:
+    """The leading singular directions of the base weights, from the first client that answers well.
+
+    Every client has the same base, so any of them can decompose it. Raises BouquetError when none
+    of them does.
+    """
+    reasons = []
+    for member in roster.members:
+        message = Message(
+            RecordDict({"ask": ConfigRecord({"principal-rank": rank})}),
+            dst_node_id=member.node_id,
+            message_type=MessageType.QUERY,
+        )
+        for reply in grid.send_and_receive([message], timeout=timeout):
+            try:
+                limit = budget_bytes(roster.shapes, rank)
+                found = unpack(from_record(reply.content.get("principal"), limit=limit))
+                if found.shapes != dict(roster.shapes) or found.rank > rank:
+                    raise AdapterError("its modules or rank are not what was asked for")
+            except (AdapterError, ValueError) as error:
+                reasons.append(f"{member.name}: {error}")
+            else:
+                return found
+    raise BouquetError(f"no client could decompose the base model: {listing(reasons, limit=3)}")
+
+
 def roster_from_replies(replies: Iterable[Message]) -> Roster:
     """The roster that these answers make: sorted by number and name, of one base model."""
     found: list[Member] = []
@@ -85,19 +117,25 @@ def roster_from_replies(replies: Iterable[Message]) -> Roster:
     if not found:
         reasons = listing(dict.fromkeys(left_out.values())) or "no node is connected"
         raise UsageError(f"no client can take part: {reasons}")
-    base, shapes = Counter((m.base, m.shapes) for m in found).most_common(1)[0][0]
+    base, shapes, head = Counter((m.base, m.shapes, m.head_shapes) for m in found).most_common(1)[
+        0
+    ][0]
     members = []
     for member in _distinct_names(sorted(found, key=lambda m: (m.number, m.name, m.node_id))):
-        if (member.base, member.shapes) == (base, shapes):
+        if (member.base, member.shapes, member.head_shapes) == (base, shapes, head):
             members.append(member)
+        elif (member.base, member.shapes) == (base, shapes):
+            left_out[member.name] = "has another classification head: data.labels must be the same"
         else:
             left_out[member.name] = f"has base model {member.base}, the run's is {base}"
-    return Roster(members, base, {name: (m, n) for name, m, n in shapes}, left_out)
+    named_shapes = {name: (m, n) for name, m, n in shapes}
+    return Roster(members, base, named_shapes, left_out, dict(head))
 
 
 def _member(reply: Message) -> Member:
     site: Any = reply.content["site"]
     columns = zip(site["modules"], site["rows"], site["columns"], strict=True)
+    heads = zip(site["head"], site["head-shapes"], strict=True)
     member = Member(
         name=str(site["client"])[:80],
         number=int(site["number"]),
@@ -106,6 +144,9 @@ def _member(reply: Message) -> Member:
         num_examples=int(site["num-examples"]),
         base=str(site["base"])[:80],
         shapes=tuple(sorted((str(name), int(m), int(n)) for name, m, n in columns)),
+        head_shapes=tuple(
+            sorted((str(name), tuple(map(int, shape.split("x")))) for name, shape in heads)
+        ),
     )
     smallest = min((min(m, n) for _, m, n in member.shapes), default=0)
     if not 1 <= member.rank <= smallest:

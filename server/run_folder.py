@@ -20,6 +20,7 @@ import tomli_w
 
 from adapters.adapter import Adapter
 from adapters.errors import BouquetError, UsageError
+from adapters.head import Head
 from adapters.peft_files import write_peft
 from adapters.refactoring import refactor
 from server.state import ServerState, flush_folder, load_state, save_state, write_durably
@@ -102,12 +103,18 @@ class RunFolder:
             return []
         return [json.loads(line) for line in self._log_path.read_text().splitlines()]
 
-    def export(self, adapter: Adapter, base_model: str) -> None:
+    def export(
+        self,
+        adapter: Adapter,
+        base_model: str,
+        head: Head | None = None,
+        labels: tuple[str, ...] = (),
+    ) -> None:
         """The global model as PEFT files, at its lowest lossless rank."""
         scratch = self.path / ".writing-adapter"
         shutil.rmtree(scratch, ignore_errors=True)
         try:
-            write_peft(refactor(adapter).adapter, scratch, base_model)
+            write_peft(refactor(adapter).adapter, scratch, base_model, head, labels)
             shutil.rmtree(self.adapter_path, ignore_errors=True)
             scratch.rename(self.adapter_path)
             flush_folder(self.path)

@@ -3,6 +3,7 @@
     state/round-0003/manifest.json        round, base, shapes, length of rounds.jsonl, hashes
     state/round-0003/merged.safetensors   where there is one
     state/round-0003/start.safetensors    where there is one
+    state/round-0003/head.safetensors     where there is one
 
 A state is written under a temporary name, flushed to the disk and then renamed, so that a folder
 with a round's name is always whole. The two newest are kept.
@@ -13,14 +14,15 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.codec import pack, unpack
 from adapters.errors import AdapterError, BouquetError
+from adapters.head import HeadShapes, pack_head, unpack_head
 from strategies.strategy import GlobalModel
 
-FORMAT = "bouquet-state-1"
+FORMAT = "bouquet-state-2"
 KEPT = 2
 
 
@@ -34,6 +36,7 @@ class ServerState:
     shapes: Mapping[str, tuple[int, int]]
     log_bytes: int
     """Length of rounds.jsonl when this state was saved; what follows belongs to a torn round."""
+    head_shapes: HeadShapes = field(default_factory=dict)
 
 
 def save_state(state: ServerState, folder: Path) -> None:
@@ -47,16 +50,16 @@ def save_state(state: ServerState, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         hashes = {}
-        for name, part in (("merged", state.model.merged), ("start", state.model.start)):
-            if part is not None:
-                data = pack(part)
-                hashes[f"{name}.safetensors"] = hashlib.sha256(data).hexdigest()
-                write_durably(scratch / f"{name}.safetensors", data)
+        for name, data in _packed(state.model).items():
+            hashes[f"{name}.safetensors"] = hashlib.sha256(data).hexdigest()
+            write_durably(scratch / f"{name}.safetensors", data)
         manifest = {
             "format": FORMAT,
             "round": state.round,
             "base": state.base,
             "shapes": {name: list(shape) for name, shape in state.shapes.items()},
+            "head_shapes": {name: list(shape) for name, shape in state.head_shapes.items()},
+            "memory": dict(state.model.memory),
             "log_bytes": state.log_bytes,
             "files": hashes,
         }
@@ -74,6 +77,12 @@ def save_state(state: ServerState, folder: Path) -> None:
         ) from error
     for old in sorted(folder.glob("round-*"))[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _packed(model: GlobalModel) -> dict[str, bytes]:
+    parts = {"merged": model.merged, "start": model.start}
+    packed = {name: pack(part) for name, part in parts.items() if part is not None}
+    return packed if model.head is None else {**packed, "head": pack_head(model.head)}
 
 
 def load_state(folder: Path) -> ServerState | None:
@@ -102,13 +111,20 @@ def _read_state(path: Path) -> ServerState:
         data = (path / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != wanted:
             raise ValueError(f"{name} does not match its hash")
-        parts[name.removesuffix(".safetensors")] = unpack(data)
+        parts[name.removesuffix(".safetensors")] = data
+    head_shapes = {name: tuple(shape) for name, shape in manifest["head_shapes"].items()}
     return ServerState(
         round=manifest["round"],
-        model=GlobalModel(merged=parts.get("merged"), start=parts.get("start")),
+        model=GlobalModel(
+            merged=unpack(parts["merged"]) if "merged" in parts else None,
+            start=unpack(parts["start"]) if "start" in parts else None,
+            head=unpack_head(parts["head"], head_shapes) if "head" in parts else None,
+            memory=manifest["memory"],
+        ),
         base=manifest["base"],
         shapes={name: (m, n) for name, (m, n) in manifest["shapes"].items()},
         log_bytes=manifest["log_bytes"],
+        head_shapes=head_shapes,
     )
 
 

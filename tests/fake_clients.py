@@ -4,20 +4,25 @@ For proofs about the server alone: no torch, no data, hundreds of rounds a secon
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from adapters.adapter import Adapter, Factors
+from adapters.adapter import Adapter, Factors, draw
+from adapters.algebra import truncate
 from adapters.codec import pack, unpack
 from adapters.records import from_record, to_record
-from client.site import starting_factors
+from client.memory import recall, remember
+from client.pruning import kept_rank
+from client.starting import starting_factors, with_own_b
 from settings.keys import Value, flatten, parse
 from settings.run import LoraSettings, RunSettings, run_settings
 from settings.site import client_name
 from simulations.grid import InProcessGrid
+from tests.adapter_generators import make_adapter
 
 SHAPES = {"layers.0.q_proj": (6, 8), "layers.0.v_proj": (4, 8), "layers.1.q_proj": (6, 8)}
 BASE = "fake-base"
@@ -28,6 +33,7 @@ def settings_of(output: Any, **values: Value) -> RunSettings:
     """Three fake clients of ranks 3, 2 and 1; `clients__count=2` sets clients.count."""
     layer = {name.replace("__", ".").replace("_", "-"): value for name, value in values.items()}
     fixed: dict[str, Value] = {
+        "strategy.name": "flora",
         "clients.count": 3,
         "lora.rank": "3,2,1",
         "evaluate.server": False,
@@ -51,6 +57,16 @@ def trained(adapter: Adapter, seed: int) -> Adapter:
     )
 
 
+def of_factors(trains: str, after: Adapter, before: Adapter) -> Adapter:
+    """The factors named of `after`, the others of `before`."""
+    modules = {}
+    for name, f in after.items():
+        a = f.a if trains in ("A", "both") else before[name].a
+        b = f.b if trains in ("B", "both") else before[name].b
+        modules[name] = Factors(a, b, f.scale)
+    return Adapter(modules)
+
+
 def fake_app(base: str = BASE, tamper: Tamper = lambda client, message, reply: reply) -> ClientApp:
     """A ClientApp whose clients train by `trained`.
 
@@ -72,25 +88,39 @@ def fake_app(base: str = BASE, tamper: Tamper = lambda client, message, reply: r
                 "modules": list(SHAPES),
                 "rows": [m for m, _ in SHAPES.values()],
                 "columns": [n for _, n in SHAPES.values()],
+                "head": [],
+                "head-shapes": [],
             }
         )
-        return _tampered(number, message, RecordDict({"site": site}))
+        content = RecordDict({"site": site})
+        ask: Any = message.content["ask"]
+        if "principal-rank" in ask:
+            principal = make_adapter(7, SHAPES, ask["principal-rank"], 1.0)
+            content["principal"] = to_record(pack(principal))
+        return _tampered(number, message, content)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
         told: Any = message.content["instruction"]
         lora = parse(LoraSettings, told, "lora.")
-        rank = lora.rank_of(number)
+        rank = min(lora.rank_of(number), told["rule.rank"] or 99)
         start = message.content.get("start")
+        known = draw(SHAPES, rank, told["start-seed"], 1.0)
         begin = starting_factors(
-            unpack(from_record(start)) if start is not None else None,
+            unpack(from_record(start), known) if start is not None else None,
             SHAPES,
             rank,
             lora.scale_of(rank),
             told["seed"],
         )
-        adapter = trained(begin, told["seed"])
+        if told["rule.keeps-b"]:
+            begin = with_own_b(begin, recall(context.state, told["round"] - 1))
+        adapter = of_factors(told["rule.trains"], trained(begin, told["seed"]), begin)
+        if told["rule.keeps-b"]:
+            remember(context.state, told["round"], {n: f.b for n, f in adapter.items()})
+        if told["rule.prune"] < 1.0 and told["round"] == 2:
+            adapter = truncate(adapter, kept_rank(rank, told["rule.prune"]))
         metrics: dict[str, Any] = {
             "num-examples": 10 * (number + 1),
             "loss": 2.0 - 0.1 * told["round"],
@@ -104,7 +134,7 @@ def fake_app(base: str = BASE, tamper: Tamper = lambda client, message, reply: r
             message,
             RecordDict(
                 {
-                    "adapter": to_record(pack(adapter, told["wire-dtype"])),
+                    "adapter": to_record(pack(adapter, told["wire-dtype"], told["rule.sends"])),
                     "reply": ConfigRecord({"round": told["round"], "base": told["base"]}),
                     "metrics": MetricRecord(metrics),
                 }
@@ -131,5 +161,7 @@ def fake_app(base: str = BASE, tamper: Tamper = lambda client, message, reply: r
 
 
 def fake_grid(settings: RunSettings, app: ClientApp | None = None) -> InProcessGrid:
-    """The in-process grid over fake clients."""
-    return InProcessGrid(app or fake_app(), settings.clients.count, flatten(settings))
+    """The in-process grid over fake clients, who keep what they keep beside the run."""
+    keep = Path(settings.output) / "clients"
+    config = flatten(settings)
+    return InProcessGrid(app or fake_app(), settings.clients.count, config, keep=keep)

@@ -12,6 +12,7 @@ from adapters.records import to_record
 from client.app import app
 from settings.keys import Value, flatten
 from settings.run import run_settings
+from strategies.strategy import LocalRule
 from tests.tiny_models import CONTEXT
 
 CLIENTS = 3
@@ -72,7 +73,9 @@ def instruct(
         "seed": SEED,
         "base": base,
         "version": "0" * 16,
-        "trains": "both",
+        "start-seed": 5,
+        "start.optimizer": "fresh",
+        **flatten(LocalRule(), "rule."),
         "wire-dtype": "float32",
         **flatten(settings.lora, "lora."),
         **flatten(settings.local, "local."),

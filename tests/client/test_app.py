@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from adapters.adapter import Adapter
 from adapters.codec import pack, unpack
 from adapters.records import from_record
-from client.site import starting_factors
+from client.starting import starting_factors
 from client.training import train
 from settings.run import RunSettings, run_settings
 from tasks import tuned_model
@@ -62,6 +62,8 @@ def test_a_query_tells_who_is_there_and_what_it_would_train(
         "modules": list(tuned.shapes),
         "rows": [m for m, _ in tuned.shapes.values()],
         "columns": [n for _, n in tuned.shapes.values()],
+        "head": [],
+        "head-shapes": [],
     }
 
 
@@ -109,7 +111,7 @@ def test_the_message_decides_shape_and_training_not_the_run(
         config,
         tuned.base.identity,
         start=start,
-        trains="B",
+        rule__trains="B",
         local__max_steps=1,
         lora__rank="6",
         lora__alpha="3",
@@ -134,7 +136,9 @@ def test_evaluation_is_on_what_the_client_holds_out(config: Config, tuned: Tuned
     settings = run_settings(config)
     held_out = federate(settings.data, CLIENTS, 0).parts[1].held_out
     examples = tuned.encode(held_out, settings.data).examples
-    wanted = tuned.evaluate_global(merged, start, examples)
+    own = starting_factors(start, tuned.shapes, 3, settings.lora.scale_of(3), SEED)
+    assert own.rank < start.rank
+    wanted = tuned.evaluate_global(merged, own, examples)
     assert list(content) == ["reply", "metrics"]
     assert dict(content["reply"]) == {"round": ROUND, "base": tuned.base.identity}
     assert dict(content["metrics"]) == {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adapters.adapter import Adapter, Factors, draw
-from client.site import starting_factors
+from client.starting import starting_factors
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import dense
 

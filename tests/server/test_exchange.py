@@ -11,16 +11,18 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from adapters.adapter import Adapter, Factors, draw
 from adapters.codec import pack
 from adapters.records import STYPE, to_record
-from server.exchange import Rejection, admit_replies, broadcast, round_messages
+from server.broadcast import Asked, broadcast, round_messages
+from server.exchange import Rejection, admit_replies
 from server.roster import Member, Roster
 from simulations.grid import InProcessGrid
-from strategies.strategy import GlobalModel
+from strategies.strategy import GlobalModel, LocalRule
 from tests.fake_clients import BASE, SHAPES, fake_app, settings_of, trained
 
 SETTINGS = settings_of("unused")
 RANK, ROUND = 2, 3
 TRIPLES = tuple(sorted((name, m, n) for name, (m, n) in SHAPES.items()))
 MEMBERS = [Member(f"client-0{k}", k, 2 + k, RANK, 10, BASE, TRIPLES) for k in range(2)]
+ASKED = [Asked(member, LocalRule()) for member in MEMBERS]
 ROSTER = Roster(MEMBERS, BASE, SHAPES, {})
 HONEST = trained(draw(SHAPES, RANK, 5, 2.0), 5)
 
@@ -122,11 +124,11 @@ BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
 def messages() -> list[Message]:
     InProcessGrid(fake_app(), 2, {})  # gives this process the identity that messages need
     sent = broadcast(GlobalModel(), "float32")
-    return round_messages("train", MEMBERS, sent, SETTINGS, ROUND, BASE)
+    return round_messages("train", ASKED, sent, SETTINGS, ROUND, BASE)
 
 
 def admit(replies: list[Message]) -> tuple[list[Any], list[Rejection]]:
-    return admit_replies(replies, MEMBERS, ROSTER, SETTINGS, ROUND)
+    return admit_replies(replies, ASKED, None, ROSTER, SETTINGS, ROUND)
 
 
 def test_an_honest_reply_is_admitted_as_it_is() -> None:
@@ -169,7 +171,7 @@ def test_of_two_replies_the_first_counts_and_strangers_are_not_heard() -> None:
     first, second = messages()
     stranger = round_messages(
         "train",
-        [Member("x", 9, 99, RANK, 10, BASE, TRIPLES)],
+        [Asked(Member("x", 9, 99, RANK, 10, BASE, TRIPLES), LocalRule())],
         broadcast(GlobalModel(), "float32"),
         SETTINGS,
         ROUND,
@@ -190,7 +192,7 @@ def test_of_two_replies_the_first_counts_and_strangers_are_not_heard() -> None:
 def test_each_client_gets_its_own_seed_and_the_same_model() -> None:
     model = GlobalModel(merged=HONEST)
     sent = broadcast(model, "float32")
-    one, other = round_messages("train", MEMBERS, sent, SETTINGS, ROUND, BASE)
+    one, other = round_messages("train", ASKED, sent, SETTINGS, ROUND, BASE)
     seeds = {message.content["instruction"]["seed"] for message in (one, other)}
     assert len(seeds) == 2
     assert one.content["merged"] is other.content["merged"]

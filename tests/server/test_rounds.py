@@ -11,13 +11,18 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from adapters.adapter import Adapter
+from adapters.algebra import truncate
 from adapters.codec import unpack
 from adapters.errors import BouquetError, UsageError
+from adapters.records import from_record
 from server.rounds import run_rounds
 from server.run_folder import RunFolder
+from server.state import load_state
 from settings.keys import Value
 from settings.run import RunSettings
 from simulations.grid import InProcessGrid
+from strategies.registry import STRATEGIES as REGISTERED
+from strategies.registry import make_strategy
 from tests.dense_oracle import dense
 from tests.fake_clients import SHAPES, fake_app, fake_grid, settings_of
 
@@ -41,8 +46,14 @@ def state_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(newest.glob("*.safetensors"))}
 
 
-def adapter_bytes(folder: Path) -> bytes:
-    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+def adapter_bytes(folder: Path) -> bytes | None:
+    path = folder / "adapter" / "adapter_model.safetensors"
+    return path.read_bytes() if path.exists() else None
+
+
+def kept_bytes(folder: Path) -> dict[str, bytes]:
+    found = sorted((folder / "clients").rglob("*.safetensors"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def merged_of(folder: Path) -> Adapter:
@@ -50,9 +61,10 @@ def merged_of(folder: Path) -> Adapter:
 
 
 STRATEGIES: list[dict[str, Value]] = [
-    {"strategy__name": "flora"},
-    {"strategy__name": "fedavg", "lora__rank": "2"},
-    {"strategy__name": "zero-padding"},
+    {"strategy__name": name}
+    if make_strategy(name).properties.mixed_ranks
+    else {"strategy__name": name, "lora__rank": "2"}
+    for name in REGISTERED
 ]
 
 
@@ -78,6 +90,10 @@ def test_a_resumed_run_gives_the_bytes_of_an_uninterrupted_one(
     assert rounds_of(again) == rounds_of(whole)
     assert state_bytes(again) == state_bytes(whole)
     assert adapter_bytes(again) == adapter_bytes(whole)
+    personal = make_strategy(str(values["strategy__name"])).properties.personal
+    assert (adapter_bytes(whole) is None) == personal  # there is no global model to write
+    assert bool(kept_bytes(whole)) == personal
+    assert kept_bytes(again) == kept_bytes(whole)
 
 
 def test_flora_over_the_wire_is_the_dense_sum_of_what_the_clients_trained(tmp_path: Path) -> None:
@@ -97,6 +113,40 @@ def test_flora_over_the_wire_is_the_dense_sum_of_what_the_clients_trained(tmp_pa
         error = np.linalg.norm(dense(merged[name]) - expected) / np.linalg.norm(expected)
         assert error < 1e-6
     assert all(record["aggregation_noise"] < 1e-6 for record in rounds_of(folder)[1:])
+
+
+@pytest.mark.parametrize("policy", ["keep-a", "increment", "global"])
+def test_a_warm_start_over_the_wire_adds_up_what_the_clients_moved(
+    tmp_path: Path, policy: str
+) -> None:
+    """In float64: each round, sum p_k (delta after training - delta of what was begun from)."""
+    moved = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+
+    def spy(client: int, message: Message, reply: Message) -> Message:
+        if "adapter" in reply.content:
+            after = unpack(from_record(reply.content["adapter"]))
+            begun = message.content.get("start")
+            for name, factors in after.items():
+                delta = dense(factors)
+                if begun is not None:
+                    start = unpack(from_record(begun))
+                    delta = delta - dense(truncate(start, factors.rank)[name])
+                moved[name] += 10 * (client + 1) / 60 * delta
+        return reply
+
+    settings = settings_of(tmp_path / "run", rounds=4, start__policy=policy)
+    folder = play(settings, fake_app(tamper=spy))
+    state = load_state(folder / "state")
+    assert state is not None
+    assert state.model.start is not None
+    total = state.model.total()
+    assert total is not None
+    for name in SHAPES:
+        error = np.linalg.norm(dense(total[name]) - moved[name])
+        assert error <= 2e-6 * np.linalg.norm(moved[name])
+    records = rounds_of(folder)
+    assert all(record["aggregation_noise"] < 1e-6 for record in records[1:])
+    assert all(c["distribution_noise"] == 0.0 for r in records[1:] for c in r["clients"])
 
 
 @pytest.mark.parametrize("values", STRATEGIES, ids=lambda v: v["strategy__name"])
@@ -186,7 +236,7 @@ def test_too_few_usable_replies_stop_the_run_with_their_reasons(tmp_path: Path) 
 def test_mixed_ranks_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"rank 3: client-00; rank 2: client-01") as caught:
         play(settings_of(tmp_path / "run", strategy__name="fedavg"))
-    assert "flora, zero-padding" in str(caught.value)
+    assert "flora, flora-warm, zero-padding" in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 

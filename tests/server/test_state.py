@@ -4,11 +4,13 @@ import resource
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adapters.adapter import Adapter, draw
 from adapters.codec import pack
 from adapters.errors import BouquetError
+from adapters.head import head_shapes, pack_head
 from server.state import ServerState, load_state, save_state
 from strategies.strategy import GlobalModel
 from tests.fake_clients import BASE, SHAPES, trained
@@ -34,6 +36,18 @@ def assert_same(loaded: ServerState | None, saved: ServerState) -> None:
         one, other = getattr(loaded.model, part), getattr(saved.model, part)
         assert (one is None) == (other is None)
         assert one is None or pack(one) == pack(other)
+
+
+def test_head_and_memory_come_back_too(tmp_path: Path) -> None:
+    head = {"score.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7}
+    model = GlobalModel(head=head, memory={"turn": "A", "client-00": 3})
+    save_state(ServerState(4, model, BASE, SHAPES, 0, head_shapes(head)), tmp_path)
+    loaded = load_state(tmp_path)
+    assert loaded is not None
+    assert loaded.model.head is not None
+    assert pack_head(loaded.model.head) == pack_head(head)
+    assert dict(loaded.model.memory) == {"turn": "A", "client-00": 3}
+    assert dict(loaded.head_shapes) == {"score.weight": (2, 3)}
 
 
 @pytest.mark.parametrize("merged", [True, False])

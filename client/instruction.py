@@ -1,0 +1,74 @@
+"""What the server tells a client to do in a round, read from its message."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import RecordDict
+
+from adapters.errors import BouquetError
+from settings.keys import parse
+from settings.run import LocalSettings, LoraSettings
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One round's orders; nothing in it names a method."""
+
+    round: int
+    seed: int
+    start_seed: int
+    """What `start` leaves out is drawn from it, the same on every site."""
+    base: str
+    wire_dtype: str
+    trains: str
+    """The factors that train: `A`, `B` or `both`."""
+    sends: str
+    """The factors that travel back."""
+    receives: str
+    """The factors of `start` that travelled here."""
+    keeps_b: bool
+    """B is this client's own: kept from round to round, never sent."""
+    freezes_tail: bool
+    """Directions of `start` beyond the client's rank stay in its model, frozen."""
+    rank: int
+    """Train at most this rank; 0: the client's own."""
+    prune: float
+    """Share of its rank that the client keeps when the rest shrank in training; 1: all of it."""
+    penalty: float
+    """Weight of the norm of that rest in the loss."""
+    optimizer: str
+    """`fresh`, or `kept` from this client's last round."""
+    lora: LoraSettings
+    local: LocalSettings
+
+    def rank_of(self, own: int) -> int:
+        """The rank to train: the client's own, unless it is told less."""
+        return min(own, self.rank) if self.rank else own
+
+
+def read_instruction(content: RecordDict) -> Instruction:
+    """BouquetError where the message comes from a server of another version."""
+    try:
+        told: Any = content["instruction"]
+        return Instruction(
+            round=told["round"],
+            seed=told["seed"],
+            start_seed=told["start-seed"],
+            base=told["base"],
+            wire_dtype=told["wire-dtype"],
+            trains=told["rule.trains"],
+            sends=told["rule.sends"],
+            receives=told["rule.receives"],
+            keeps_b=told["rule.keeps-b"],
+            freezes_tail=told["rule.freezes-tail"],
+            rank=told["rule.rank"],
+            prune=told["rule.prune"],
+            penalty=told["rule.penalty"],
+            optimizer=told["start.optimizer"],
+            lora=parse(LoraSettings, told, "lora."),
+            local=parse(LocalSettings, told, "local."),
+        )
+    except KeyError as error:
+        raise BouquetError(
+            f"the server's message lacks {error}: server and site need the same version of bouquet"
+        ) from None
