@@ -7,50 +7,64 @@ one run of one schedule. Its held-out loss is that of the same held-out part.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adapters.adapter import draw
-from client.training import plan_steps, train
-from server.sampling import derive_seed
+from client.training import Trained, plan_steps, train
+from server.sampling import derive_seed, sample_cohort
 from server.state import write_durably
 from settings.run import RunSettings
-from tasks.partition import federate, global_held_out
-from tasks.tuned_model import resident_model
+from simulations.references import Bench, open_bench
 
 
-def train_central(settings: RunSettings, steps: int) -> dict[str, Any]:
-    """Train for `steps` optimizer steps on the pooled data and evaluate."""
-    tuned = resident_model(settings.model, settings.lora)
-    federation = federate(settings.data, settings.clients.count, settings.seed)
-    examples = [
-        example
-        for part in federation.parts
-        for example in tuned.encode(part.train, settings.data).examples
-    ]
+def train_pooled(bench: Bench, steps: int) -> Trained:
+    """Train for `steps` optimizer steps on the pooled data, over the bare base."""
+    settings, tuned = bench.settings, bench.tuned
+    examples = [example for part in bench.federation.parts for example in bench.encode(part.train)]
     rank = max(settings.ranks())
     seed = derive_seed(settings.seed, "central")
     once = plan_steps(len(examples), replace(settings.local, epochs=1, max_steps=0))
     local = replace(settings.local, epochs=math.ceil(steps / once), max_steps=steps)
     start = draw(tuned.shapes, rank, seed, settings.lora.scale_of(rank))
     tuned.merge(None)
-    trained = train(tuned, examples, start, local, seed, dropout=settings.lora.dropout)
-    held_out = global_held_out(
-        settings.data, settings.clients.count, settings.seed, settings.evaluate.max_examples
+    return train(
+        tuned, examples, start, local, seed, dropout=settings.lora.dropout, head=bench.head
     )
-    loss = tuned.evaluate_global(
-        None, trained.adapter, tuned.encode(held_out, settings.data).examples
+
+
+def planned_steps(bench: Bench) -> int:
+    """The optimizer steps that all clients of the federation take together over all rounds."""
+    settings = bench.settings
+    parts = bench.federation.parts
+    steps = [plan_steps(len(bench.encode(part.train)), settings.local) for part in parts]
+    return sum(
+        steps[number]
+        for server_round in range(1, settings.rounds + 1)
+        for number in sample_cohort(
+            range(len(parts)), settings.clients.fraction, settings.seed, server_round
+        )
     )
-    return {
-        "rank": rank,
-        "steps": trained.steps,
-        "tokens": trained.tokens,
+
+
+def play_central(bench: Bench, on_phase: Callable[[str], None]) -> dict[str, Any]:
+    """The record of the last round: one adapter from everyone's data."""
+    steps = planned_steps(bench)
+    on_phase(f"one adapter on the pooled data, {steps} steps")
+    trained = train_pooled(bench, steps)
+    record: dict[str, Any] = {
         "train_loss": trained.loss,
-        "held_out_loss": loss.loss,
+        "train_tokens": trained.tokens,
+        "train_steps": trained.steps,
         "train_seconds": trained.seconds,
+        "global_rank": trained.adapter.rank,
+        **bench.evaluate_globally(trained),
     }
+    if bench.settings.evaluate.clients:
+        record |= bench.evaluate_clients(trained)
+    return record
 
 
 def central_reference(
@@ -63,6 +77,17 @@ def central_reference(
         kept: dict[str, Any] = json.loads(path.read_text())
         if kept.get("steps") == steps:
             return kept
-    result = train_central(settings, steps)
+    bench = open_bench(replace(settings, evaluate=replace(settings.evaluate, server=True)))
+    trained = train_pooled(bench, steps)
+    result = {
+        "rank": max(settings.ranks()),
+        "steps": trained.steps,
+        "tokens": trained.tokens,
+        "train_loss": trained.loss,
+        **bench.evaluate_globally(trained),
+        "train_seconds": trained.seconds,
+    }
+    if "client_held_out" in rounds[-1]:
+        result |= bench.evaluate_clients(trained)
     write_durably(path, (json.dumps(result, indent=1) + "\n").encode())
     return result

@@ -35,7 +35,7 @@ def human_bytes(count: float) -> str:
     >>> human_bytes(1_234_567), human_bytes(0), human_bytes(512)
     ('1.23 MB', '0 B', '512 B')
     """
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f} B"
@@ -44,27 +44,38 @@ def human_bytes(count: float) -> str:
 def round_cells(record: Mapping[str, Any]) -> list[str]:
     """One row of the table from one line of rounds.jsonl."""
     loss = record.get("held_out_loss", record.get("client_held_out_loss"))
-    held_out = f"{loss:.4f}" if loss is not None else "-"
-    if record["round"] == 0:
-        return ["base", "-", held_out, "-", "-", "-", f"{record['evaluate_seconds']:.1f}"]
+    base = record["round"] == 0
+    seconds = record.get("evaluate_seconds" if base else "seconds")
     return [
-        str(record["round"]),
-        f"{record['train_loss']:.4f}",
-        held_out,
-        human_bytes(record["bytes_up"]),
-        human_bytes(record["bytes_down"]),
-        f"{record['aggregation_noise']:.1e}",
-        f"{record['seconds']:.1f}",
+        "base" if base else str(record["round"]),
+        shown(record.get("train_loss"), "{:.4f}"),
+        shown(loss, "{:.4f}"),
+        human_bytes(record["bytes_up"]) if "bytes_up" in record else "-",
+        human_bytes(record["bytes_down"]) if "bytes_down" in record else "-",
+        shown(record.get("aggregation_noise"), "{:.1e}"),
+        shown(seconds, "{:.1f}"),
     ]
 
 
-def plan_panel(settings: RunSettings, plan: Plan) -> Panel:
-    """What is about to run, in a few lines."""
-    properties = make_strategy(settings.strategy.name, settings.strategy.energy).properties
+def shown(value: float | None, form: str) -> str:
+    """A number in this form, or a dash where there is none.
+
+    >>> shown(0.12345, "{:.2f}"), shown(None, "{:.2f}")
+    ('0.12', '-')
+    """
+    return "-" if value is None else form.format(value)
+
+
+def plan_panel(settings: RunSettings, plan: Plan, title: str, methods: str = "") -> Panel:
+    """What is about to run, in a few lines.
+
+    methods: what stands in the first line instead of the strategy of these settings.
+    """
+    properties = make_strategy(settings.strategy.name).properties
     ranks = settings.ranks()
     examples = plan.train_examples
     lines = [
-        f"[bold]{properties.title}[/]  [dim]{properties.source}[/]",
+        methods or f"[bold]{properties.title}[/]  [dim]{properties.source}[/]",
         f"{len(ranks)} clients of rank {listing(ranks, limit=12)}; {settings.rounds} rounds"
         + (f", {settings.clients.fraction:.0%} each" if settings.clients.fraction < 1 else ""),
         f"model {plan.model}: {plan.parameters / 1e6:.1f} M parameters, LoRA on {plan.modules} "
@@ -80,7 +91,7 @@ def plan_panel(settings: RunSettings, plan: Plan) -> Panel:
             f"[yellow]the context of {settings.data.context} tokens cuts {plan.cut:,} responses "
             f"and drops {plan.dropped:,} examples[/]"
         )
-    return Panel("\n".join(lines), title="bouquet simulate", title_align="left", expand=False)
+    return Panel("\n".join(lines), title=title, title_align="left", expand=False)
 
 
 def _dealt(settings: RunSettings) -> str:

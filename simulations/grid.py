@@ -2,19 +2,24 @@
 
 The ServerApp and the ClientApp are the very objects that a deployment runs. Clients answer one
 after the other in this process, so that one base model serves them all; every answer depends only
-on its message and its site, not on who came before.
+on its message, its site and what that site keeps, not on who came before. What sites keep between
+rounds lies in a folder, as it would on a site's disk, so that a resumed run finds it again.
 """
 
 import itertools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from adapters.records import from_record, to_record
+from server.state import write_durably
 from settings.keys import Value
+from settings.site import client_name
 
 RUN_ID = 1
 SERVER_NODE = 1
@@ -31,7 +36,10 @@ class InProcessGrid(Grid):
         count: int,
         run_config: dict[str, Value],
         on_message: Callable[[str, int], None] = lambda kind, client: None,
+        keep: Path | None = None,
     ) -> None:
+        """keep: folder for what the clients keep between rounds; None: in memory only."""
+        self._keep = keep
         self._app = client_app
         self._on_message = on_message
         self._run = Run.create_empty(RUN_ID)
@@ -42,7 +50,7 @@ class InProcessGrid(Grid):
                 run_id=RUN_ID,
                 node_id=FIRST_CLIENT_NODE + client,
                 node_config={"partition-id": client, "num-partitions": count},
-                state=RecordDict(),
+                state=self._kept(client),
                 run_config=run_config,
             )
             for client in range(count)
@@ -105,7 +113,32 @@ class InProcessGrid(Grid):
                 Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message
             )
         self._replies[message_id] = reply
+        self._write_kept(node)
         return message_id
+
+    def _kept(self, client: int) -> RecordDict:
+        """What this client kept, from its folder."""
+        if self._keep is None:
+            return RecordDict()
+        files = sorted((self._keep / client_name(client)).glob("*.safetensors"))
+        return RecordDict({file.stem: to_record(file.read_bytes()) for file in files})
+
+    def _write_kept(self, node: int) -> None:
+        """Bring the client's folder up to what it keeps now."""
+        state = self._contexts[node].state
+        if self._keep is None or not state:
+            return
+        folder = self._keep / client_name(node - FIRST_CLIENT_NODE)
+        folder.mkdir(parents=True, exist_ok=True)
+        known = {file.stem for file in folder.glob("*.safetensors")}
+        for name, record in state.items():
+            assert isinstance(record, ArrayRecord)
+            data, path = from_record(record), folder / f"{name}.safetensors"
+            if name not in known or path.read_bytes() != data:
+                write_durably(folder / ".writing", data)
+                (folder / ".writing").rename(path)
+        for name in known - set(state):
+            (folder / f"{name}.safetensors").unlink()
 
 
 def _take_identity() -> None:

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
 from adapters.errors import UsageError
+from server.method import method_of
+from server.run_folder import next_output
 from settings.keys import flatten
 from settings.run import RunSettings
 from settings.site import client_name
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
-from strategies.registry import make_strategy, refuse_ranks
+from strategies.registry import refuse_ranks
 
 
 @dataclass(frozen=True)
@@ -38,24 +41,30 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
 
     Raises UsageError for whatever cannot work: ranks, target modules, fields, empty clients.
     """
-    strategy = make_strategy(settings.strategy.name, settings.strategy.energy)
+    strategy = method_of(settings)
     ranks = {client_name(k): rank for k, rank in enumerate(settings.ranks())}
     refuse_ranks(settings.strategy.name, strategy, ranks)
     on_phase("importing torch, transformers and peft")
     from client.training import plan_steps
+    from tasks.classification import label_names
     from tasks.partition import federate, global_held_out
     from tasks.tuned_model import resident_model
 
     on_phase("loading the base model")
-    tuned = resident_model(settings.model, settings.lora)
+    labels = label_names(settings.data, settings.task)
+    tuned = resident_model(settings.model, settings.lora, labels=labels)
     for rank in ranks.values():
         tuned.check_rank(rank)
     on_phase("reading the data")
-    federation = federate(settings.data, settings.clients.count, settings.seed)
+    federation = federate(settings.data, settings.clients.count, settings.seed, settings.task)
     if settings.evaluate.server:
         tuned.encode(
             global_held_out(
-                settings.data, settings.clients.count, settings.seed, settings.evaluate.max_examples
+                settings.data,
+                settings.clients.count,
+                settings.seed,
+                settings.evaluate.max_examples,
+                settings.task,
             ),
             settings.data,
         )
@@ -91,6 +100,8 @@ def simulate(
             f"clients.min-replies is {settings.clients.min_replies}, but there are only "
             f"{settings.clients.count} clients"
         )
+    settings = replace(settings, output=settings.output or str(next_output(settings)))
     run_config = flatten(settings)
-    grid = InProcessGrid(client_app, settings.clients.count, run_config, on_message)
+    keep = Path(settings.output) / "clients"
+    grid = InProcessGrid(client_app, settings.clients.count, run_config, on_message, keep)
     server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config)))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from strategies.registry import STRATEGIES
 from tests.simulations.conftest import Run
 from tests.tiny_models import save_bert
 
@@ -34,7 +35,10 @@ def test_runs_without_output_are_numbered(
 ) -> None:
     for _ in range(2):
         assert bouquet(*small_job)[0] == 0
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"flora-001", "flora-002"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+        "flora-warm-001",
+        "flora-warm-002",
+    }
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "zero-padding"])
@@ -83,7 +87,10 @@ USAGE = {
     "a rank above the matrix": (["--ranks", "400"], "rank 400 is more than module"),
     "an impossible alpha": (["--set", "lora.alpha=-3"], "lora.alpha: expected a number above 0"),
     "mixed ranks under fedavg": (["--strategy", "fedavg"], "rank 4: client-00; rank 2: client-01"),
-    "an unknown strategy": (["--strategy", "flor"], "must be one of flora, fedavg, zero-padding"),
+    "an unknown strategy": (
+        ["--strategy", "flor"],
+        "must be one of flora, flora-warm, fedavg, zero-",
+    ),
     "targets that match nothing": (
         ["--set", "lora.target-modules=query"],
         "'query' matches no linear layer of this model; the nearest are",
@@ -96,6 +103,7 @@ USAGE = {
     "no such file": (["--data", "nowhere.jsonl"], "where there is no file or folder"),
     "no such model": (["--model", "./nowhere"], "where there is no folder"),
     "a context beyond the model's": (["--set", "data.context=4096"], "takes at most 64"),
+    "an unknown task": (["--task", "poetry"], "task must be text, one of causal, classification"),
     "a fraction of nothing": (["--fraction", "0"], "clients.fraction must be a number, above 0"),
     "too many replies wanted": (["--set", "clients.min-replies=9"], "there are only 2 clients"),
     "no round": (["--rounds", "0"], "rounds must be a whole number, at least 1; got 0"),
@@ -159,11 +167,23 @@ def test_debug_shows_the_traceback(bouquet: Run, small_job: list[str]) -> None:
     assert "Traceback" in err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["simulate", "--help"]])
-def test_help_reads_without_torch(bouquet: Run, arguments: list[str]) -> None:
-    code, out, _ = bouquet(*arguments)
+HELP = {
+    "": ("simulate", "compare", "report", "options", "strategies"),
+    "simulate": ("Federate", "--strategy", "--task", "--resume", *STRATEGIES),
+    "compare": ("--strategies", "--seeds", "4 times --rounds", "central", "local", *STRATEGIES),
+    "report": ("RUN...", "--output"),
+}
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_says_what_there_is(
+    bouquet: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = bouquet(*command.split(), "--help")
     assert code == 0
-    assert "Federate" in out
+    for words in HELP[command]:
+        assert words in out
 
 
 def test_options_lists_every_key_with_its_default(bouquet: Run) -> None:
@@ -178,4 +198,32 @@ def test_options_lists_every_key_with_its_default(bouquet: Run) -> None:
 def test_strategies_lists_every_method(bouquet: Run) -> None:
     code, out, _ = bouquet("strategies")
     assert code == 0
-    assert all(name in out for name in ("flora", "fedavg", "zero-padding"))
+    assert all(out.count(name) >= 2 for name in STRATEGIES)
+    for promise in ("mixed ranks", "sums only", "personal", "bytes up", "a client learns"):
+        assert promise in out
+
+
+def test_a_classifier_is_judged_by_its_accuracy(bouquet: Run, tmp_path: Path) -> None:
+    rows = [{"text": f"{k} is {'odd' if k % 2 else 'even'}", "label": k % 2} for k in range(40)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    job = ["simulate", "--task", "classification", "--model", save_bert(tmp_path / "bert")]
+    job += ["--data", "texts.jsonl", "--set", "data.text=text", "--set", "data.context=32"]
+    job += ["--ranks", "4", "-n", "2", "--rounds", "1", "--steps", "2", "--central"]
+    for strategy, heading in (("flora", "held-out loss"), ("fedsa-lora", "clients' loss")):
+        code, out, err = bouquet(*job, "-s", strategy)
+        assert (code, err) == (0, "")
+        summary = out[out.index("\nmodel ") :]
+        assert heading in summary
+        assert "accuracy" in summary
+        assert "central, rank 4" in summary
+
+
+def test_a_personal_method_is_judged_by_the_clients_own_parts(
+    bouquet: Run, small_job: list[str]
+) -> None:
+    code, out, err = bouquet(*small_job, "-s", "fedsa-lora", "--ranks", "4", "-n", "2", "-o", "it")
+    assert (code, err) == (0, "")
+    records = [json.loads(line) for line in Path("it/rounds.jsonl").read_text().splitlines()]
+    assert f"{records[-1]['client_held_out_loss']:.4f}" in out
+    assert "clients' loss" in out
+    assert "PeftModel" not in out

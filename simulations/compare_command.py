@@ -1,0 +1,140 @@
+"""`bouquet compare`: the same job under several strategies and seeds."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adapters.errors import BouquetError, listing
+from settings.keys import Value, flatten
+from simulations import job_options as job
+from simulations.report_command import next_number
+from simulations.terminal import console
+from strategies.registry import STRATEGIES
+
+
+def compare(
+    context: typer.Context,
+    strategies: Annotated[
+        str,
+        typer.Option(
+            "--strategies",
+            "-s",
+            help=f"Names with commas, out of {', '.join(STRATEGIES)}; all: each of them that takes "
+            "the clients' ranks; central: one LoRA on the pooled data; local: each client alone.",
+            rich_help_panel=job.WHAT,
+        ),
+    ],
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Runs of each: --seed, the next, and so on.", rich_help_panel=job.WHAT
+        ),
+    ] = 3,
+    equal_bytes: Annotated[
+        bool,
+        typer.Option(
+            "--equal-bytes",
+            help="After --rounds rounds, every other strategy goes on until one more round would "
+            "send more bytes, up and down together, than the dearest sent in --rounds rounds with "
+            "that seed; at most 4 times --rounds. central and local are not extended.",
+            rich_help_panel=job.WHAT,
+        ),
+    ] = False,
+    task: job.TaskOption = None,
+    clients: job.ClientsOption = None,
+    ranks: job.RanksOption = None,
+    model: job.ModelOption = None,
+    data: job.DataOption = None,
+    partition: job.PartitionOption = None,
+    rounds: job.RoundsOption = None,
+    fraction: job.FractionOption = None,
+    epochs: job.EpochsOption = None,
+    steps: job.StepsOption = None,
+    learning_rate: job.LearningRateOption = None,
+    seed: job.SeedOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A new folder, or that of a comparison to go on with; default comparisons/001.",
+            rich_help_panel=job.RUN,
+        ),
+    ] = None,
+    config: job.ConfigOption = None,
+    set_: job.SetOption = None,
+    debug: job.DebugOption = False,
+) -> None:
+    """Run strategies on the same job, with the same data, batches and seeds, and compare them.
+
+    The clients evaluate on their own held-out parts, too, unless evaluate.clients says otherwise.
+    The same command with --output of a comparison goes on with it.
+
+    Examples:
+      bouquet compare --strategies flora,zero-padding,central,local
+
+      bouquet compare --strategies all --ranks 8 --clients 10 --seeds 5 --equal-bytes
+    """
+    from simulations.compare import choose_names, shared_settings
+
+    layers: list[Mapping[str, Value]] = [
+        {"evaluate.clients": True},
+        *job.config_layers(config),
+        job.job_layer(context.params),
+    ]
+    names = choose_names(strategies, shared_settings(layers).ranks())
+    run_comparison(layers, names, seeds, equal_bytes, output)
+
+
+def run_comparison(
+    layers: Sequence[Mapping[str, Value]],
+    names: Sequence[str],
+    seeds: int,
+    equal_bytes: bool,
+    output: Path | None,
+) -> None:
+    """Prepare, run all, and sum up."""
+    from simulations.compare import Runner, shared_settings
+    from simulations.comparison_display import ComparisonDisplay, print_results
+    from simulations.comparison_folder import open_comparison
+    from simulations.display import plan_panel
+    from simulations.results import summary_rows, write_results
+    from simulations.simulate import prepare
+
+    settings = shared_settings(layers)
+    with console.status("[dim]starting[/]") as status:
+        plan = prepare(settings, lambda phase: status.update(f"[dim]{phase}[/]"))
+    path = output or next_number(Path("comparisons"))
+    comparison = open_comparison(path, names, seeds, equal_bytes, flatten(settings))
+    entries = comparison.entries()
+    played = listing(sorted({entry.seed for entry in entries}))
+    methods = f"[bold]{', '.join(comparison.names)}[/]; seeds {played}"
+    console.print(plan_panel(settings, plan, "bouquet compare", methods))
+    display = ComparisonDisplay(console, len(entries), settings.rounds)
+    try:
+        with display.live():
+            Runner(comparison, layers, display).play()
+    except KeyboardInterrupt:
+        command = _going_on(output, path)
+        console.print(f"\nstopped; go on with: {command}", soft_wrap=True, markup=False)
+        raise
+    runs = list(comparison.runs())
+    write_results(path, runs)
+    print_results(console, summary_rows(runs))
+    if all(run.failure is not None for run in runs):
+        raise BouquetError(f"none of {len(runs)} runs could be finished; {path} says why")
+    from simulations.page import write_report
+
+    page = write_report(path, runs)
+    console.print(f"\neverything on one page: {page}", soft_wrap=True, markup=False)
+    console.print(f"every number: {path}/results.json, {path}/results.csv", soft_wrap=True)
+
+
+def _going_on(output: Path | None, path: Path) -> str:
+    """The command line that was given, with the folder to go on in."""
+    where = [] if output is not None else ["--output", str(path)]
+    return shlex.join(["bouquet", *sys.argv[1:], *where])

@@ -1,0 +1,223 @@
+"""What figures are drawn from: strategies in a fixed order, their numbers over rounds and seeds.
+
+A record may lack any key, and may hold nothing or no finite number in its place.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simulations.figure_style import HUES, REFERENCE
+from simulations.results import CENTRAL, LOCAL, REFERENCES, Run
+from strategies.registry import STRATEGIES, make_strategy
+
+Dash = tuple[float, ...]
+DASHES: tuple[Dash, ...] = ((), (5.0, 2.0), (1.6, 1.6))
+MARKERS = "os^DvPX"
+ABOUT_REFERENCES = {
+    CENTRAL: ("Central LoRA", "reference: one adapter on the pooled data", (7.0, 3.0)),
+    LOCAL: ("Local only", "reference: each client alone, nothing shared", (7.0, 2.0, 1.5, 2.0)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A strategy or a reference with all its seeds, and how it looks in every figure."""
+
+    number: int
+    name: str
+    title: str
+    source: str
+    colour: str
+    dash: Dash
+    marker: str
+    reference: bool
+    personal: bool
+    """Each client has a model of its own, so there is no global one."""
+    runs: tuple[Run, ...]
+
+    @property
+    def drawn(self) -> list[Run]:
+        """The whole runs; where none is whole, those that came at least to some rounds."""
+        whole = [run for run in self.runs if run.failure is None and run.rounds]
+        return whole or [run for run in self.runs if run.rounds]
+
+    def gid(self, part: str) -> str:
+        """What a part of a figure that belongs to this series is called."""
+        return f"series-{self.number}-{part}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line over rounds: the mean over seeds, between the least and the most."""
+
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+    def beyond_zero(self) -> "Curve":
+        """The part that a logarithmic x axis can show."""
+        kept = [place for place, x in enumerate(self.x) if x > 0.0]
+        columns = (self.x, self.mean, self.low, self.high)
+        return Curve(*([column[place] for place in kept] for column in columns))
+
+
+def line_up(runs: Sequence[Run]) -> list[Series]:
+    """The strategies in the registry's order, others after them, references last."""
+    known = [*STRATEGIES]
+    names = list(dict.fromkeys(run.name for run in runs))
+    listed = len(known)
+
+    def order(name: str) -> tuple[bool, int]:
+        base = _base(name)
+        return base in REFERENCES, known.index(base) if base in known else listed
+
+    found = []
+    for number, name in enumerate(sorted(names, key=order)):
+        base = _base(name)
+        suffix = name.removeprefix(base)
+        title, source, personal = name, "", False
+        colour = HUES[number % len(HUES)][0]
+        dash = DASHES[number // len(HUES) % len(DASHES)]
+        if base in REFERENCES:
+            title, source, dash = ABOUT_REFERENCES[base]
+            colour, title = REFERENCE, title + suffix
+        elif base in STRATEGIES:
+            properties = make_strategy(base).properties
+            title, source = properties.title + suffix, properties.source
+            personal = properties.personal
+        found.append(
+            Series(
+                number=number,
+                name=name,
+                title=title,
+                source=source,
+                colour=colour,
+                dash=dash,
+                marker=MARKERS[(number + 3 * (number // len(HUES))) % len(MARKERS)],
+                reference=base in REFERENCES,
+                personal=personal,
+                runs=tuple(run for run in runs if run.name == name),
+            )
+        )
+    return found
+
+
+def _base(name: str) -> str:
+    """The name without the folder that tells two of its kind apart."""
+    return name.partition(" (")[0]
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None.
+
+    >>> number(2), number("2"), number(float("nan")), number(None)
+    (2.0, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def by_round(run: Run, key: str) -> dict[int, float]:
+    """Round -> its number under this key, where it has one."""
+    found = {int(record["round"]): number(record.get(key)) for record in run.rounds}
+    return {at: value for at, value in found.items() if value is not None}
+
+
+def summed(run: Run, *keys: str) -> dict[int, float]:
+    """Round -> the sum of these keys over all rounds so far; {} where no round has any.
+
+    Round 0 counts nothing: the base model costs no training.
+    """
+    if not any(number(record.get(key)) is not None for record in run.rounds for key in keys):
+        return {}
+    total, found = 0.0, {}
+    for record in run.rounds:
+        if record["round"] > 0:
+            total += sum(number(record.get(key)) or 0.0 for key in keys)
+        found[int(record["round"])] = total
+    return found
+
+
+def curve(points: Sequence[Mapping[int, tuple[float, float]]]) -> Curve | None:
+    """Runs as round -> (x, y), joined over the rounds that all of them have."""
+    rounds = sorted(set.intersection(*(set(each) for each in points))) if points else []
+    if not rounds:
+        return None
+    values = [[each[at][1] for each in points] for at in rounds]
+    return Curve(
+        x=[statistics.fmean(each[at][0] for each in points) for at in rounds],
+        mean=[statistics.fmean(each) for each in values],
+        low=[min(each) for each in values],
+        high=[max(each) for each in values],
+    )
+
+
+def last_with(run: Run, key: str) -> Mapping[str, Any] | None:
+    """The newest record after any training that has something under this key."""
+    trained = [record for record in run.rounds if record["round"] > 0]
+    return next((record for record in reversed(trained) if record.get(key)), None)
+
+
+def last_clients(run: Run, key: str) -> dict[str, float]:
+    """Client -> this metric on its own held-out part, when last measured."""
+    return _of_clients(last_with(run, "client_held_out"), key)
+
+
+def first_clients(run: Run, key: str) -> dict[str, float]:
+    """Client -> this metric of the base model on its own held-out part."""
+    return _of_clients(next((r for r in run.rounds if r["round"] == 0), None), key)
+
+
+def _of_clients(record: Mapping[str, Any] | None, key: str) -> dict[str, float]:
+    found = {}
+    for client in (record or {}).get("client_held_out") or []:
+        value = number(client.get(key))
+        if value is not None:
+            found[str(client.get("client", "?"))] = value
+    return found
+
+
+def ranks(runs: Sequence[Run]) -> dict[str, int]:
+    """Client -> the largest rank it trained in these runs."""
+    found: dict[str, int] = {}
+    for client in _clients(runs):
+        rank = number(client.get("rank"))
+        if rank is not None:
+            name = str(client.get("client", "?"))
+            found[name] = max(found.get(name, 0), int(rank))
+    return found
+
+
+def _clients(runs: Sequence[Run]) -> Iterator[Mapping[str, Any]]:
+    for run in runs:
+        for record in run.rounds:
+            yield from record.get("clients") or []
+
+
+def mean_over_runs(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Key -> the mean over those that have it, in the order of first appearance.
+
+    >>> mean_over_runs([{"a": 1.0, "b": 5.0}, {"a": 3.0}])
+    {'a': 2.0, 'b': 5.0}
+    """
+    keys = dict.fromkeys(key for each in found for key in each)
+    return {key: statistics.fmean(each[key] for each in found if key in each) for key in keys}
+
+
+def sentences(*found: str) -> str:
+    """Those that say something, one after the other.
+
+    >>> sentences("It rains.", "", "It pours.")
+    'It rains. It pours.'
+    """
+    return " ".join(each for each in found if each)
+
+
+def over_seeds(lineup: Sequence[Series]) -> str:
+    """What to say where means over seeds are drawn; nothing where there is one seed only."""
+    return "Means over seeds." if any(len(series.drawn) > 1 for series in lineup) else ""

@@ -1,0 +1,104 @@
+"""`bouquet simulate`: one federation on this machine, watched in the terminal."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from settings.run import RunSettings, run_settings
+from simulations import job_options as job
+from simulations.terminal import console
+
+
+def simulate(
+    context: typer.Context,
+    strategy: job.StrategyOption = None,
+    task: job.TaskOption = None,
+    clients: job.ClientsOption = None,
+    ranks: job.RanksOption = None,
+    model: job.ModelOption = None,
+    data: job.DataOption = None,
+    partition: job.PartitionOption = None,
+    rounds: job.RoundsOption = None,
+    fraction: job.FractionOption = None,
+    epochs: job.EpochsOption = None,
+    steps: job.StepsOption = None,
+    learning_rate: job.LearningRateOption = None,
+    seed: job.SeedOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A new folder; default runs/STRATEGY-001.",
+            rich_help_panel=job.RUN,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run in this folder.", rich_help_panel=job.RUN),
+    ] = None,
+    central: Annotated[
+        bool,
+        typer.Option(
+            "--central/--no-central",
+            help="Also train one LoRA on the pooled data, as a reference.",
+            rich_help_panel=job.RUN,
+        ),
+    ] = False,
+    config: job.ConfigOption = None,
+    set_: job.SetOption = None,
+    debug: job.DebugOption = False,
+) -> None:
+    """Federate clients on this machine and watch the held-out loss of the global model.
+
+    Examples:
+      bouquet simulate
+
+      bouquet simulate --strategy fedavg --ranks 8 --clients 10
+
+      bouquet simulate --model ./my-model --data chats.jsonl --partition iid --ranks 16,8,8
+    """
+    from server.run_folder import read_config
+
+    layer = job.job_layer(context.params)
+    if resume is not None:
+        kept = read_config(resume / "config.toml")
+        settings = run_settings(kept, layer, {"output": str(resume), "resume": True})
+    else:
+        where = {"output": str(output)} if output is not None else {}
+        settings = run_settings(*job.config_layers(config), where, layer)
+    run_simulation(settings, central)
+
+
+def run_simulation(settings: RunSettings, central: bool) -> None:
+    """Prepare, run, and sum up."""
+    from server.progress import observe_run
+    from server.run_folder import RunFolder
+    from simulations.display import Display, plan_panel
+    from simulations.simulate import prepare
+    from simulations.simulate import simulate as simulate_run
+
+    with console.status("[dim]starting[/]") as status:
+        plan = prepare(settings, lambda phase: status.update(f"[dim]{phase}[/]"))
+    console.print(plan_panel(settings, plan, "bouquet simulate"))
+
+    from client.training import observe_steps
+    from simulations.central import central_reference
+    from simulations.summary import print_summary
+
+    display = Display(console)
+    reference: dict[str, Any] | None = None
+    try:
+        with display.live(), observe_run(display), observe_steps(display.on_step):
+            simulate_run(settings, display.on_message)
+            assert display.folder is not None
+            rounds = RunFolder(display.folder).rounds()
+            if central:
+                display.phase_started("central reference")
+                reference = central_reference(settings, rounds, display.folder)
+    except KeyboardInterrupt:
+        if display.folder is not None:
+            console.print(f"\nstopped; go on with: bouquet simulate --resume {display.folder}")
+        raise
+    print_summary(console, settings, display.folder, rounds, reference)

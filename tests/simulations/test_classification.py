@@ -1,0 +1,141 @@
+"""A federated classifier, from the command line to plain PEFT."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from adapters.head import unpack_head
+from adapters.records import from_record
+from server.state import load_state
+from settings.run import run_settings
+from simulations.grid import InProcessGrid
+from tasks.partition import global_held_out
+from tests.simulations.conftest import Run
+from tests.tiny_models import save_bert
+
+# PEFT 0.21 asks transformers 5 for an attribute by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
+LABELS = ("bad", "good", "so-so")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> list[str]:
+    data = tmp_path / "reviews.jsonl"
+    rows = [
+        {"text": f"the film {k} was {LABELS[k % 3]}", "label": LABELS[k % 3]} for k in range(90)
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    return [
+        *("simulate", "--task", "classification", "--data", str(data), "--steps", "3"),
+        *("--model", str(save_bert(tmp_path / "bert")), "--partition", "dirichlet", "--lr", "0.03"),
+        *("--set", "data.prompt=text", "--set", "data.field=label", "--set", "data.context=32"),
+        *("--set", "data.labels=bad,good,so-so", "--set", "data.held-out=0.2"),
+        *("--set", "local.precision=float32", "--set", "local.batch-size=4", "--rounds", "2"),
+    ]
+
+
+def records_of(folder: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(folder, "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ranks"), [("flora", "4,2,1"), ("fedavg", "3,3,3"), ("frlora", "3,3,3")]
+)
+def test_plain_peft_finds_the_simulators_loss_and_accuracy(
+    bouquet: Run, job: list[str], tmp_path: Path, strategy: str, ranks: str
+) -> None:
+    code, _, errors = bouquet(*job, "--strategy", strategy, "--ranks", ranks, "-o", "run")
+    assert code == 0, errors
+    torch.manual_seed(99)  # so that a head which is not replaced would be another
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "bert", num_labels=3, dtype=torch.float32
+    )
+    model = peft.PeftModel.from_pretrained(base, "run/adapter").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "bert")
+    from server.run_folder import read_config
+
+    settings = run_settings({**read_config(Path("run/config.toml")), "output": ""})
+    held_out = global_held_out(settings.data, 3, settings.seed, 0, "classification")
+    assert len(held_out) > 10
+    losses, hits = [], []
+    for example in held_out:
+        ids = torch.tensor([tokenizer(example.prompt)["input_ids"]])
+        label = torch.tensor([LABELS.index(example.response)])
+        with torch.no_grad():
+            output = model(input_ids=ids, labels=label)
+        losses.append(float(output.loss))
+        hits.append(int(output.logits.argmax()) == int(label))
+    last = records_of("run")[-1]
+    assert last["held_out_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert last["held_out_accuracy"] == pytest.approx(np.mean(hits))
+    assert last["held_out_loss"] != records_of("run")[0]["held_out_loss"]
+    assert json.loads(Path("run/adapter/labels.json").read_text())
+
+
+def test_the_heads_are_averaged_by_examples(
+    bouquet: Run, job: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caught: list[tuple[int, bytes]] = []
+    deliver = InProcessGrid.send_and_receive
+
+    def listening(self: Grid, messages: list[Message], *, timeout: float | None = None) -> object:
+        replies = list(deliver(self, messages, timeout=timeout))  # type: ignore[arg-type]
+        for reply in replies:
+            if "head" in reply.content:
+                metrics = reply.content["metrics"]
+                caught.append((int(metrics["num-examples"]), from_record(reply.content["head"])))  # type: ignore[index, call-overload, arg-type]
+        return replies
+
+    monkeypatch.setattr(InProcessGrid, "send_and_receive", listening)
+    assert bouquet(*job, "--ranks", "2,2,2", "--rounds", "1", "-o", "run")[0] == 0
+    state = load_state(Path("run/state"))
+    assert state is not None
+    assert state.model.head is not None
+    counts = [count for count, _ in caught]
+    assert len(caught) == 3
+    assert len(set(counts)) > 1
+    heads = [unpack_head(data, state.head_shapes) for _, data in caught]
+    for name, found in state.model.head.items():
+        wanted = sum(
+            n / sum(counts) * head[name].astype(np.float64)
+            for n, head in zip(counts, heads, strict=True)
+        )
+        assert np.allclose(found, wanted, rtol=1e-6, atol=1e-9)
+        assert not np.allclose(heads[0][name], heads[1][name])
+
+
+def test_a_personal_method_tells_what_each_client_is_worth(bouquet: Run, job: list[str]) -> None:
+    assert bouquet(*job, "--strategy", "fedsa-lora", "--ranks", "2,2,2", "-o", "run")[0] == 0
+    last = records_of("run")[-1]
+    assert "held_out_loss" not in last
+    found = last["client_held_out"]
+    assert isinstance(found, list)
+    assert {"client", "loss", "accuracy", "macro_f1"} <= set(found[0])
+    assert not Path("run/adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("data.labels=bad,good", "so-so"),
+        ("data.label=verdict", "has no field 'verdict'"),
+        ("model.path=embedded", None),
+    ],
+)
+def test_what_does_not_fit_is_said_before_training(
+    bouquet: Run, job: list[str], change: str, reason: str | None
+) -> None:
+    code, _, errors = bouquet(
+        *job, "--ranks", "2,2,2", "--steps", "1", "--set", change, "-o", "run"
+    )
+    assert code == (0 if reason is None else 2)
+    if reason is not None:
+        assert reason in errors.replace("\n", " ")
+        assert not Path("run").exists()
