@@ -15,9 +15,26 @@ from server.rounds import run_rounds
 from server.state import load_state
 from settings.keys import flatten
 from settings.run import RunSettings, default_values
+from strategies.registry import STRATEGIES, make_strategy
 from tests.fake_clients import fake_app, fake_grid, settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_the_table_of_strategies_says_what_the_code_declares(name: str) -> None:
+    promised = make_strategy(name).properties
+    page = (ROOT / "docs" / "strategies.md").read_text()
+    rows = [
+        line for line in page.splitlines() if line.startswith((f"| [`{name}`]", f"| `{name}` |"))
+    ]
+    words = {True: "yes", False: "no"}
+    flags = [words[f] for f in (promised.mixed_ranks, promised.exact, promised.sums_only)]
+    up, down = f"`{promised.bytes_up}`", f"`{promised.bytes_down}`"
+    cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
+    assert cells[1:] == [f"{promised.title}, {promised.source}", *flags, up, down]
+    assert (ROOT / "docs" / cells[0].partition("(")[2].rstrip(")")).is_file()
+    assert rows[1] == f"| `{name}` | {promised.reveals} |"
 
 
 def python_block(page: str) -> str:
@@ -30,7 +47,7 @@ def context_of(settings: RunSettings) -> Context:
     return Context(1, 1, {}, RecordDict(), flatten(settings))
 
 
-@pytest.mark.parametrize("strategy", ["flora", "zero-padding"])
+@pytest.mark.parametrize("strategy", ["flora", "flora-warm", "zero-padding", "hetlora"])
 def test_the_serverapp_of_ones_own_ends_where_bouquets_does(
     strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,7 +70,7 @@ def test_the_serverapp_of_ones_own_ends_where_bouquets_does(
     assert pack(shell.adapter(result.arrays)) == pack(total)
     noise = result.train_metrics_clientapp[settings.rounds]["aggregation-noise"]
     assert isinstance(noise, float)
-    assert (noise < 1e-6) == (strategy == "flora")
+    assert (noise < 1e-6) == strategy.startswith("flora")
 
 
 def test_the_shell_evaluates_on_clients_and_takes_overrides(tmp_path: Path) -> None:
