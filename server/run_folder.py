@@ -41,9 +41,12 @@ class RunFolder:
         self._log_path = path / "rounds.jsonl"
 
     def create(self, settings: RunSettings) -> None:
-        """Make the folder and write config.toml. UsageError where the folder exists already."""
+        """Make the folder and write config.toml.
+
+        UsageError where the folder exists already, unless what made it may have died right then.
+        """
         try:
-            self.path.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=settings.resume)
         except FileExistsError:
             raise UsageError(
                 f"{self.path} exists already. Go on with that run (--resume {self.path}), choose "
@@ -135,13 +138,10 @@ class RunFolder:
 
 def open_run_folder(settings: RunSettings) -> tuple[RunFolder, ServerState | None]:
     """The folder that settings ask for: a new one, or with `resume` the existing one's state."""
-    if not settings.resume:
-        folder = RunFolder(Path(settings.output) if settings.output else next_output(settings))
+    folder = RunFolder(Path(settings.output) if settings.output else next_output(settings))
+    if not settings.resume or not (folder.path / "config.toml").is_file():
         folder.create(settings)
         return folder, None
-    folder = RunFolder(Path(settings.output))
-    if not (folder.path / "config.toml").is_file():
-        raise UsageError(f"there is no run to resume in {folder.path}: no config.toml in it")
     folder.check_same(settings)
     return folder, folder.load()
 

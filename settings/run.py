@@ -216,7 +216,10 @@ class RunSettings:
     rounds: int = key("Federated rounds.", at_least=1)
     seed: int = key("Every random choice of the run derives from it.", at_least=0, at_most=2**31)
     output: str = key("Folder of the run; empty: runs/STRATEGY-NUMBER.")
-    resume: bool = key("Go on with the run that lies in the output folder.")
+    resume: bool = key(
+        "Go on with the run in the output folder, or begin it where there is none: the same "
+        "command starts a run and takes it up again."
+    )
 
     def ranks(self) -> list[int]:
         """The rank of each simulated client, in order."""

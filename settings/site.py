@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from adapters.errors import UsageError
 from settings.keys import Value, unknown_key
 
-KNOWN = ("partition-id", "num-partitions", "name", "rank", "data-path", "model-path", "device")
+TEXTS = ("data-path", "model-path", "device", "cache-path")
+KNOWN = ("partition-id", "num-partitions", "name", "rank", *TEXTS)
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Site:
     data_path: str | None = None
     model_path: str | None = None
     device: str | None = None
+    cache_path: str | None = None
+    """Folder in which the site keeps what it need not be sent twice; None: it keeps nothing."""
 
 
 def client_name(number: int) -> str:
@@ -44,11 +47,7 @@ def parse_site(node_config: Mapping[str, Value]) -> Site:
     number = _whole_number(node_config, "partition-id", "partition-id", at_least=0) or 0
     rank = _whole_number(node_config, "rank", "the site's rank", at_least=1)
     _whole_number(node_config, "num-partitions", "num-partitions", at_least=1)
-    text = {
-        name: str(node_config[name])
-        for name in ("data-path", "model-path", "device")
-        if name in node_config
-    }
+    text = {name: str(node_config[name]) for name in TEXTS if name in node_config}
     return Site(
         name=str(node_config.get("name", client_name(number))),
         number=number,
@@ -56,6 +55,7 @@ def parse_site(node_config: Mapping[str, Value]) -> Site:
         data_path=text.get("data-path"),
         model_path=text.get("model-path"),
         device=text.get("device"),
+        cache_path=text.get("cache-path"),
     )
 
 

@@ -246,9 +246,16 @@ def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
         play(settings_of(tmp_path / "run"))
 
 
-def test_resume_needs_a_run_and_the_same_configuration(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no run to resume"):
-        play(settings_of(tmp_path / "none", resume=True))
+@pytest.mark.parametrize("torn", [False, True], ids=["no folder", "a folder without config"])
+def test_resume_begins_a_run_that_is_not_there(torn: bool, tmp_path: Path) -> None:
+    if torn:
+        (tmp_path / "new").mkdir()
+    play(settings_of(tmp_path / "new", resume=True))
+    play(settings_of(tmp_path / "run"))
+    assert state_bytes(tmp_path / "new") == state_bytes(tmp_path / "run")
+
+
+def test_resume_needs_the_same_configuration(tmp_path: Path) -> None:
     play(settings_of(tmp_path / "run", rounds=1))
     with pytest.raises(UsageError, match=r"seed was 0 and is now 7"):
         play(settings_of(tmp_path / "run", rounds=1, resume=True, seed=7))

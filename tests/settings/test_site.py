@@ -25,9 +25,11 @@ def test_a_site_owns_its_rank_data_model_device_and_name() -> None:
         "data-path": "/data/oslo.jsonl",
         "model-path": "/models/base",
         "device": "cuda:1",
+        "cache-path": "/var/cache/bouquet",
         "partition-id": 2,
     }
-    assert parse_site(config) == Site("oslo", 2, 8, "/data/oslo.jsonl", "/models/base", "cuda:1")
+    own = ("/data/oslo.jsonl", "/models/base", "cuda:1", "/var/cache/bouquet")
+    assert parse_site(config) == Site("oslo", 2, 8, *own)
 
 
 def test_what_a_site_does_not_own_is_left_to_the_run() -> None:
