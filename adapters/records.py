@@ -10,6 +10,8 @@ from adapters.errors import AdapterError
 
 KEY = "packed"
 STYPE = "bouquet.adapter"
+PIECE = "piece-"
+"""Before the version of a part of `merged`, the name of the record that carries it."""
 
 
 def to_record(packed: bytes) -> ArrayRecord:

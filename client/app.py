@@ -8,8 +8,9 @@ answers with an adapter. The same object runs in process, under Flower's simulat
     evaluate  <- merged, start, head, instruction      -> metrics
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -38,6 +39,7 @@ def _answer(handler: Callable[[RecordDict, Context], RecordDict]) -> Callable[..
         except BouquetError as error:
             failure = ConfigRecord({"reason": str(error), "client": _name(context)})
             content = RecordDict({"failure": failure})
+        _tell_holdings(content, context)
         return Message(content, reply_to=message)
 
     return answer
@@ -49,6 +51,28 @@ def _name(context: Context) -> str:
         return parse_site(context.node_config).name
     except BouquetError:
         return str(context.node_config.get("name", f"node {context.node_id}"))
+
+
+def _tell_holdings(content: RecordDict, context: Context) -> None:
+    """A site that keeps what it received says what it has, in whatever it answers."""
+    if cache := _cache(context):
+        from client.pieces import held_pieces
+
+        for name in {"site", "reply", "failure"} & set(content.config_records):
+            content.config_records[name]["holds"] = held_pieces(cache)
+
+
+def _cache(context: Context) -> Path | None:
+    path = context.node_config.get("cache-path")
+    return Path(str(path)).expanduser() if path else None
+
+
+def _shelf(context: Context, told: Instruction) -> MutableMapping[str, bytes]:
+    """Where this site keeps what it needs again in this run."""
+    from client.shelf import RecordShelf, run_shelf
+
+    cache = _cache(context)
+    return RecordShelf(context.state) if cache is None else run_shelf(cache, told.run)
 
 
 @app.query()
@@ -105,12 +129,13 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     _check_base(told.base, place.tuned.base.identity)
     examples = place.training_examples()
     shapes, rank = place.tuned.shapes, told.rank_of(place.rank)
-    merged = _global_part(content, "merged", shapes)
+    shelf = _shelf(context, told)
+    merged = _merged(content, shapes, told, shelf)
     start = _global_start(content, shapes, rank, told)
     if start is not None and told.freezes_tail:
         merged = with_frozen_tail(merged, start, rank)
     begin = starting_factors(start, shapes, rank, told.lora.scale_of(rank), told.seed)
-    kept = recall(context.state, told.round - 1)
+    kept = recall(shelf, told.round - 1)
     if told.keeps_b:
         begin = with_own_b(begin, kept)
     place.tuned.merge(merged)
@@ -131,7 +156,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     if told.keeps_b:
         keep |= {name: factors.b for name, factors in adapter.items()}
     if keep:
-        remember(context.state, told.round, keep)
+        remember(shelf, told.round, keep)
     reply = RecordDict(
         {
             "adapter": to_record(pack(adapter, told.wire_dtype, told.sends)),
@@ -166,7 +191,8 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
     _check_base(told.base, place.tuned.base.identity)
     examples = place.held_out_examples()
     shapes, rank = place.tuned.shapes, told.rank_of(place.rank)
-    merged = _global_part(content, "merged", shapes)
+    shelf = _shelf(context, told)
+    merged = _merged(content, shapes, told, shelf)
     start = _global_start(content, shapes, rank, told)
     own: Adapter | None = None
     if start is not None:
@@ -174,7 +200,7 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
             merged = with_frozen_tail(merged, start, rank)
         own = starting_factors(start, shapes, rank, told.lora.scale_of(rank), told.seed)
         if told.keeps_b:
-            own = with_own_b(own, recall(context.state, told.round))
+            own = with_own_b(own, recall(shelf, told.round))
     head = _head(content, place.tuned, told.start_seed)
     result = place.tuned.evaluate_global(merged, own, examples, head)
     return RecordDict(
@@ -200,6 +226,22 @@ def _check_base(wanted: str, own: str) -> None:
         )
 
 
+def _merged(
+    content: RecordDict,
+    shapes: Shapes,
+    told: Instruction,
+    shelf: MutableMapping[str, bytes],
+) -> Adapter | None:
+    """`merged` as it came, or the sum of the pieces that came and those that this site has."""
+    if told.pieces is None:
+        return _global_part(content, "merged", shapes)
+    from client.pieces import sum_of_pieces
+    from client.shelf import FolderShelf
+
+    keeps = shelf if isinstance(shelf, FolderShelf) else None
+    return _fitting("merged", sum_of_pieces(content, told.pieces, keeps), shapes)
+
+
 def _global_start(
     content: RecordDict, shapes: Shapes, rank: int, told: Instruction
 ) -> Adapter | None:
@@ -216,7 +258,11 @@ def _global_part(
         return None
     packed = from_record(record)
     part = _unpack_once(packed) if known is None else unpack(packed, known)
-    if odd := set(part.shapes.items()) ^ set(shapes.items()):
+    return _fitting(name, part, shapes)
+
+
+def _fitting(name: str, part: Adapter | None, shapes: Shapes) -> Adapter | None:
+    if part is not None and (odd := set(part.shapes.items()) ^ set(shapes.items())):
         raise BouquetError(
             f"the run's {name} does not fit lora.target-modules: it differs from what this site "
             f"adapts in {listing(sorted(odd))}"

@@ -14,11 +14,15 @@ from settings.run import LocalSettings, LoraSettings
 class Instruction:
     """One round's orders; nothing in it names a method."""
 
+    run: str
+    """What a site files under what it keeps of this run."""
     round: int
     seed: int
     start_seed: int
     """What `start` leaves out is drawn from it, the same on every site."""
     base: str
+    pieces: tuple[str, ...] | None
+    """Versions of the parts of merged, where it travels in pieces."""
     wire_dtype: str
     trains: str
     """The factors that train: `A`, `B` or `both`."""
@@ -51,10 +55,12 @@ def read_instruction(content: RecordDict) -> Instruction:
     try:
         told: Any = content["instruction"]
         return Instruction(
+            run=told["run"],
             round=told["round"],
             seed=told["seed"],
             start_seed=told["start-seed"],
             base=told["base"],
+            pieces=tuple(told["pieces"]) if "pieces" in told else None,
             wire_dtype=told["wire-dtype"],
             trains=told["rule.trains"],
             sends=told["rule.sends"],

@@ -3,16 +3,19 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from adapters.codec import pack
 from adapters.head import pack_head
-from adapters.records import to_record
+from adapters.records import PIECE, to_record
+from server.pieces import Piece
 from server.roster import Member
 from server.sampling import derive_seed
 from settings.keys import flatten
-from settings.run import RunSettings
+from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
 from strategies.strategy import BOTH, GlobalModel, LocalRule, Strategy
 
 
@@ -33,6 +36,22 @@ class Broadcast:
     num_bytes: int
     version: str
     """Hash of what the clients receive; names this global model in logs."""
+    pieces: tuple[Piece, ...] | None = None
+    """The parts of merged, of which each client gets those that it lacks; None: it is in
+    `records`, whole."""
+
+    def lacking(self, member: Member) -> list[Piece]:
+        """The pieces that this client must be sent."""
+        return [piece for piece in self.pieces or () if piece.version not in member.holds]
+
+    def records_for(self, member: Member) -> dict[str, ArrayRecord]:
+        """What this client is sent."""
+        parts = {PIECE + p.version: to_record(p.packed) for p in self.lacking(member)}
+        return {**self.records.array_records, **parts}
+
+    def bytes_for(self, member: Member) -> int:
+        """How much that is, packed."""
+        return self.num_bytes + sum(len(piece.packed) for piece in self.lacking(member))
 
 
 def ask(cohort: Sequence[Member], strategy: Strategy, model: GlobalModel) -> list[Asked]:
@@ -45,13 +64,19 @@ def ask(cohort: Sequence[Member], strategy: Strategy, model: GlobalModel) -> lis
     return asked
 
 
-def broadcast(model: GlobalModel, wire_dtype: str, receives: str = BOTH) -> Broadcast:
+def broadcast(
+    model: GlobalModel,
+    wire_dtype: str,
+    receives: str = BOTH,
+    pieces: tuple[Piece, ...] | None = None,
+) -> Broadcast:
     """Pack `merged`, `start` and `head`; what is None is left out.
 
     receives: the factors of `start` that travel.
+    pieces: what merged is the sum of, where it travels so.
     """
     packed: dict[str, bytes] = {}
-    if model.merged is not None:
+    if model.merged is not None and pieces is None:
         packed["merged"] = pack(model.merged, wire_dtype)
     if model.start is not None:
         packed["start"] = pack(model.start, wire_dtype, receives)
@@ -60,16 +85,31 @@ def broadcast(model: GlobalModel, wire_dtype: str, receives: str = BOTH) -> Broa
     digest = hashlib.sha256()
     for name, data in packed.items():
         digest.update(name.encode() + data)
+    for piece in pieces or ():
+        digest.update(piece.version.encode())
     return Broadcast(
         RecordDict({name: to_record(data) for name, data in packed.items()}),
         sum(len(data) for data in packed.values()),
         digest.hexdigest()[:16],
+        pieces,
     )
 
 
-def broadcast_to(asked: Sequence[Asked], model: GlobalModel, wire_dtype: str) -> Broadcast:
+def broadcast_to(
+    asked: Sequence[Asked],
+    model: GlobalModel,
+    wire_dtype: str,
+    pieces: tuple[Piece, ...] | None = None,
+) -> Broadcast:
     """What this cohort receives; a method asks all of it for the same factors."""
-    return broadcast(model, wire_dtype, asked[0].rule.receives if asked else BOTH)
+    return broadcast(model, wire_dtype, asked[0].rule.receives if asked else BOTH, pieces)
+
+
+def run_name(settings: RunSettings) -> str:
+    """What sites file under what they keep of this run: the same for every take-up of it."""
+    fixed = {n: v for n, v in flatten(settings).items() if n not in MAY_CHANGE_ON_RESUME}
+    told = [Path(settings.output).name, *sorted(fixed.items())]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def start_seed(settings: RunSettings) -> int:
@@ -86,7 +126,8 @@ def round_messages(
     base: str,
 ) -> list[Message]:
     """A `train` or `evaluate` message for each member of the cohort."""
-    shared = {
+    shared: dict[str, Any] = {
+        "run": run_name(settings),
         "round": server_round,
         "base": base,
         "version": sent.version,
@@ -96,11 +137,13 @@ def round_messages(
         **flatten(settings.lora, "lora."),
         **flatten(settings.local, "local."),
     }
+    if sent.pieces is not None:
+        shared["pieces"] = [piece.version for piece in sent.pieces]
     return [
         Message(
             RecordDict(
                 {
-                    **sent.records,
+                    **sent.records_for(each.member),
                     "instruction": ConfigRecord(
                         {
                             **shared,

@@ -8,16 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import MessageType
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from adapters.adapter import Adapter
 from adapters.algebra import beyond, stack
 from adapters.errors import AdapterError
 from adapters.head import Head
-from server.broadcast import Asked, broadcast_to, round_messages, start_seed
+from server.broadcast import Asked, start_seed
 from server.exchange import Rejection, Reply, open_reply, read_metrics
-from server.roster import Roster
 from settings.run import RunSettings
 from strategies.strategy import GlobalModel, Update
 
@@ -75,41 +73,31 @@ def _evaluate_here(
 
 
 def evaluate_on_clients(
-    grid: Grid,
-    model: GlobalModel,
-    settings: RunSettings,
-    server_round: int,
-    cohort: Sequence[Asked],
-    roster: Roster,
+    answers: Sequence[Message], cohort: Sequence[Asked], server_round: int, base: str
 ) -> tuple[dict[str, Any], list[Rejection]]:
     """Each client's loss on its own held-out part, of the model that it would use.
 
     The mean is weighted by tokens; worst and spread (standard deviation) count every client once.
     """
-    sent = broadcast_to(cohort, model, settings.wire.dtype)
-    messages = round_messages(
-        MessageType.EVALUATE, cohort, sent, settings, server_round, roster.base
-    )
     names = {asked.member.node_id: asked.member.name for asked in cohort}
     heard: dict[str, dict[str, Any]] = {}
     rejected = []
-    replies = list(grid.send_and_receive(messages, timeout=settings.clients.timeout_seconds))
-    for reply in sorted(replies, key=lambda r: names.get(r.metadata.src_node_id, "")):
+    for reply in sorted(answers, key=lambda r: names.get(r.metadata.src_node_id, "")):
         name = names.get(reply.metadata.src_node_id)
         if name is None or name in heard:
             continue
         try:
-            metrics = read_metrics(open_reply(reply, server_round, roster.base))
+            metrics = read_metrics(open_reply(reply, server_round, base))
             if metrics.get("tokens", 0.0) <= 0.0 or "loss" not in metrics:
                 raise AdapterError("an evaluation needs a loss and tokens above zero")
         except AdapterError as error:
             rejected.append(Rejection(name, f"evaluation: {error}"))
             continue
         heard[name] = _heard(name, metrics)
-    result: dict[str, Any] = {
-        "client_held_out": list(heard.values()),
-        "evaluate_bytes_down": sent.num_bytes * len(cohort),
-    }
+    silent = [name for name in names.values() if name not in heard]
+    told = {rejection.client for rejection in rejected}
+    rejected += [Rejection(n, "evaluation: no reply in time") for n in silent if n not in told]
+    result: dict[str, Any] = {"client_held_out": list(heard.values())}
     if heard:
         tokens = [entry["tokens"] for entry in heard.values()]
         losses = [entry["loss"] for entry in heard.values()]

@@ -49,33 +49,57 @@ class Rejection:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class Admitted:
+    """What became of a cohort's answers; every list is in roster order."""
+
+    replies: list[Reply]
+    rejected: list[Rejection]
+    spare: list[str]
+    """Clients that were not waited for any more, because enough others had answered."""
+
+
 def admit_replies(
-    replies: Iterable[Message],
+    answers: Iterable[Message],
     cohort: Sequence[Asked],
     start: Adapter | None,
     roster: Roster,
     settings: RunSettings,
     server_round: int,
-) -> tuple[list[Reply], list[Rejection]]:
-    """The usable replies in roster order, and a Rejection for every other member of the cohort.
+    enough: int | None = None,
+) -> Admitted:
+    """Check each answer as it comes, until `enough` (default: all) of the cohort are usable.
 
-    start: what the cohort was sent; a factor that did not train does not come back.
+    start: what the cohort was sent; a factor that did not train does not come back. Of two answers
+    of one client the first counts, and one from outside the cohort is not heard.
     """
-    first: dict[int, Message] = {}
-    for reply in replies:
-        first.setdefault(reply.metadata.src_node_id, reply)
-    admitted, rejected = [], []
-    for asked in cohort:
-        node = asked.member.node_id
+    waiting = {asked.member.node_id: asked for asked in cohort}
+    replies: dict[int, Reply] = {}
+    rejected: dict[int, Rejection] = {}
+    for answer in answers:
+        node = answer.metadata.src_node_id
+        asked = waiting.pop(node, None)
+        if asked is None:
+            continue
         try:
-            if node not in first:
-                raise AdapterError(f"no reply within {settings.clients.timeout_seconds:g} s")
-            admitted.append(
-                _admit(first.pop(node), asked, start, roster, settings.wire.dtype, server_round)
-            )
+            replies[node] = _admit(answer, asked, start, roster, settings.wire.dtype, server_round)
         except AdapterError as error:
-            rejected.append(Rejection(asked.member.name, str(error)))
-    return admitted, rejected
+            rejected[node] = Rejection(asked.member.name, str(error))
+        if len(replies) == enough:
+            break
+    spare = []
+    for node, asked in waiting.items():
+        if len(replies) == enough:
+            spare.append(asked.member.name)
+        else:
+            silent = f"no reply within {settings.clients.timeout_seconds:g} s"
+            rejected[node] = Rejection(asked.member.name, silent)
+    order = [asked.member.node_id for asked in cohort]
+    return Admitted(
+        [replies[node] for node in order if node in replies],
+        [rejected[node] for node in order if node in rejected],
+        spare,
+    )
 
 
 def _admit(

@@ -23,11 +23,15 @@ from adapters.codec import pack, unpack
 from adapters.errors import AdapterError, BouquetError
 from adapters.head import pack_head, unpack_head
 from adapters.records import STYPE
+from server.aggregation import aggregate, freezes_tails, frozen_tails, weigh
+from server.attendance import call_roster
 from server.broadcast import Asked, ask, broadcast, broadcast_to, round_messages
 from server.exchange import admit_replies, open_reply, read_metrics
+from server.guard import guard
+from server.mailbox import Mailbox
 from server.method import method_of
-from server.roster import Roster, call_roster
-from server.rounds import aggregate, begin_model, freezes_tails, frozen_tails, weigh
+from server.roster import Roster
+from server.rounds import begin_model
 from server.sampling import sample_cohort
 from server.telemetry import round_record
 from settings.keys import flatten
@@ -61,7 +65,7 @@ class FlowerStrategy(FlowerBase):
         self._model = (
             _model_from(arrays, roster)
             if arrays
-            else begin_model(self.settings, self._strategy, roster, grid)
+            else begin_model(self.settings, self._strategy, roster, Mailbox(grid))
         )
         cohort = sample_cohort(
             roster.members, self.settings.clients.fraction, self.settings.seed, server_round
@@ -76,16 +80,18 @@ class FlowerStrategy(FlowerBase):
         """The next global model, with loss, noise and bytes as metrics."""
         assert self._roster is not None
         start = self._model.start
-        admitted, rejected = admit_replies(
+        found = admit_replies(
             replies, self._cohort, start, self._roster, self.settings, server_round
         )
+        found = guard(found, start, self.settings.clients)
+        admitted, rejected = found.replies, found.rejected
         for rejection in rejected:
             log.warning(
                 "round %d excludes %s: %s", server_round, rejection.client, rejection.reason
             )
         if len(admitted) < self.settings.clients.min_replies:
             raise BouquetError(f"round {server_round} has only {len(admitted)} usable replies")
-        updates = weigh(admitted, self.settings.clients.weights)
+        updates = weigh(admitted, self.settings.clients.weights, start)
         freezes_tail = freezes_tails(self._cohort)
         tails = frozen_tails(admitted, updates, start) if freezes_tail else []
         model = aggregate(self._strategy, self._model, admitted, updates, tails)
@@ -93,6 +99,7 @@ class FlowerStrategy(FlowerBase):
             server_round,
             self._model,
             model,
+            self._cohort,
             self._sent,
             admitted,
             updates,
@@ -150,7 +157,7 @@ class FlowerStrategy(FlowerBase):
     def _call(self, grid: Grid) -> Roster:
         if self._roster is None:
             clients = self.settings.clients
-            self._roster = call_roster(grid, clients.min_replies, clients.timeout_seconds)
+            self._roster = call_roster(Mailbox(grid), clients.min_replies, clients.timeout_seconds)
             refuse_ranks(self.settings.strategy.name, self._strategy, self._roster.ranks)
         return self._roster
 

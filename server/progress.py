@@ -1,6 +1,14 @@
-"""What a run tells whoever watches it: a display in simulation, the log elsewhere."""
+"""What a run tells whoever watches it: a display in simulation, the log elsewhere.
 
+A line of the log is one event in logfmt, so that a person can read it and a program can, too:
+
+    event=excluded round=3 client=oslo reason="no reply within 600 s"
+"""
+
+import json
 import logging
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +27,9 @@ class RunObserver(Protocol):
     def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
         """The folder exists, the clients answered; `done` rounds of `rounds` are behind us."""
 
+    def clients_came(self, joined: list[str], left_out: dict[str, str]) -> None:
+        """These take part from now on; those came too and cannot, for their reasons."""
+
     def round_started(self, server_round: int, cohort: list[Member]) -> None:
         """These clients are asked to train."""
 
@@ -32,36 +43,75 @@ class RunObserver(Protocol):
         """The adapter is written."""
 
 
+def logfmt(event: str, **fields: object) -> str:
+    """One event as key=value pairs; what is not a plain word is quoted, control characters too.
+
+    >>> logfmt("excluded", round=3, client="oslo", reason="no reply")
+    'event=excluded round=3 client=oslo reason="no reply"'
+    """
+    return " ".join(f"{name}={_value(value)}" for name, value in {"event": event, **fields}.items())
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return text if re.fullmatch(r"[\w./:@+-]+", text) else json.dumps(text)
+
+
+def log_to_stdout() -> None:
+    """Show the log, unless whoever runs this process has said where it goes."""
+    if not log.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+
 class LogObserver:
     """One log line for each event."""
 
     def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
-        """Name folder, clients and ranks."""
-        ranks = ", ".join(f"{name} (rank {rank})" for name, rank in roster.ranks.items())
-        log.info("run %s: round %d of %d is next; clients: %s", folder, done + 1, rounds, ranks)
-        for client, reason in roster.left_out.items():
-            log.warning("%s is left out: %s", client, reason)
+        """Name folder, base, clients, ranks and nodes."""
+        log.info(logfmt("run", folder=folder, base=roster.base, done=done, rounds=rounds))
+        for member in roster.members:
+            fields = {"client": member.name, "node": member.node_id, "rank": member.rank}
+            log.info(logfmt("present", **fields, examples=member.num_examples))
+        self.clients_came([], roster.left_out)
+
+    def clients_came(self, joined: list[str], left_out: dict[str, str]) -> None:
+        """Name them, and why some cannot take part."""
+        for client in joined:
+            log.info(logfmt("joined", client=client))
+        for client, reason in left_out.items():
+            log.warning(logfmt("left-out", client=client, reason=reason))
 
     def round_started(self, server_round: int, cohort: list[Member]) -> None:
         """Name the cohort."""
-        log.info("round %d: %s", server_round, ", ".join(member.name for member in cohort))
+        for member in cohort:
+            fields = {"client": member.name, "node": member.node_id, "rank": member.rank}
+            log.info(logfmt("asked", round=server_round, **fields))
 
     def phase_started(self, phase: str) -> None:
         """Say what the server does."""
-        log.debug("%s", phase)
+        log.debug(logfmt("phase", name=phase))
 
     def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
-        """Losses, noise, bytes and who was excluded."""
+        """Who was excluded, who counted, and the round's numbers."""
+        number = record["round"]
         for rejection in rejected:
             log.warning(
-                "round %d excludes %s: %s", record["round"], rejection.client, rejection.reason
+                logfmt("excluded", round=number, client=rejection.client, reason=rejection.reason)
             )
-        shown = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        log.info("%s", ", ".join(f"{name} {value:.6g}" for name, value in shown.items()))
+        for client in record.get("clients", []):
+            shown = ("client", "rank", "weight", "loss", "train_seconds", "bytes_up", "bytes_down")
+            log.info(logfmt("counted", round=number, **{name: client[name] for name in shown}))
+        plain = {n: v for n, v in record.items() if isinstance(v, int | float | str)}
+        log.info(logfmt("round", **plain))
 
     def run_finished(self, folder: Path) -> None:
         """Say where the adapter is."""
-        log.info("the adapter is in %s", folder / "adapter")
+        log.info(logfmt("finished", adapter=folder / "adapter"))
 
 
 _observer: ContextVar[RunObserver | None] = ContextVar("run observer", default=None)

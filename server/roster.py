@@ -1,20 +1,13 @@
-"""Who is there: each node is asked once for its name, rank, base model and module shapes."""
+"""Who can take part: what each node says of itself, and whether it fits the others."""
 
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import ConfigRecord, Message
 
-from adapters.adapter import Adapter
-from adapters.codec import budget_bytes, unpack
-from adapters.errors import AdapterError, BouquetError, UsageError, listing
-from adapters.records import from_record
-
-POLL_SECONDS = 0.5
+from adapters.errors import UsageError, listing
 
 
 @dataclass(frozen=True)
@@ -31,6 +24,14 @@ class Member:
     """(module, m, n) for each module that it adapts."""
     head_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """(name, shape) of what it trains beside them."""
+    keeps: bool = False
+    """Whether it keeps on its disk what it received of merged."""
+    holds: frozenset[str] = frozenset()
+    """The pieces of merged that it has, by version."""
+
+
+Kind = tuple[str, tuple[tuple[str, int, int], ...], tuple[tuple[str, tuple[int, ...]], ...]]
+"""Base, shapes and head, in which all members of a run agree."""
 
 
 @dataclass(frozen=True)
@@ -49,97 +50,106 @@ class Roster:
         """Client -> rank."""
         return {member.name: member.rank for member in self.members}
 
+    def present(self, nodes: Collection[int]) -> list[Member]:
+        """The members among these nodes, in roster order."""
+        return [member for member in self.members if member.node_id in nodes]
 
-def call_roster(grid: Grid, at_least: int, timeout: float) -> Roster:
-    """Ask every connected node; wait for `at_least` of them.
 
-    The base that most clients have is the run's. Raises UsageError when nobody can take part, with
-    their reasons.
+def roster_from_answers(
+    answers: Iterable[Message], known: Roster | None = None, base: str | None = None
+) -> Roster:
+    """The roster that these answers to `query` make, sorted by number and name.
+
+    The base that most clients have is the run's, unless `base` names it.
+    known: who took part before; a node that answers again replaces what it said then, and the
+    run's base stays what it was.
+    Raises UsageError when nobody can take part, with their reasons.
     """
-    deadline = time.monotonic() + timeout
-    while len(nodes := sorted(grid.get_node_ids())) < at_least:
-        if time.monotonic() > deadline:
-            raise UsageError(
-                f"{len(nodes)} clients connected within {timeout:g} s; {at_least} needed"
-            )
-        time.sleep(POLL_SECONDS)
-    asked = [
-        Message(
-            RecordDict({"ask": ConfigRecord()}), dst_node_id=node, message_type=MessageType.QUERY
-        )
-        for node in nodes
-    ]
-    return roster_from_replies(grid.send_and_receive(asked, timeout=timeout))
-
-
-def ask_principal(grid: Grid, roster: Roster, rank: int, timeout: float) -> Adapter:
-    """The leading singular directions of the base weights, from the first client that answers well.
-
-    Every client has the same base, so any of them can decompose it. Raises BouquetError when none
-    of them does.
-    """
-    reasons = []
-    for member in roster.members:
-        message = Message(
-            RecordDict({"ask": ConfigRecord({"principal-rank": rank})}),
-            dst_node_id=member.node_id,
-            message_type=MessageType.QUERY,
-        )
-        for reply in grid.send_and_receive([message], timeout=timeout):
-            try:
-                limit = budget_bytes(roster.shapes, rank)
-                found = unpack(from_record(reply.content.get("principal"), limit=limit))
-                if found.shapes != dict(roster.shapes) or found.rank > rank:
-                    raise AdapterError("its modules or rank are not what was asked for")
-            except (AdapterError, ValueError) as error:
-                reasons.append(f"{member.name}: {error}")
-            else:
-                return found
-    raise BouquetError(f"no client could decompose the base model: {listing(reasons, limit=3)}")
-
-
-def roster_from_replies(replies: Iterable[Message]) -> Roster:
-    """The roster that these answers make: sorted by number and name, of one base model."""
-    found: list[Member] = []
-    left_out: dict[str, str] = {}
-    for reply in replies:
-        node = f"node {reply.metadata.src_node_id}"
-        if reply.has_error():
-            left_out[node] = f"failed to answer: {reply.error.reason}"
-        elif "failure" in reply.content:
-            failure = reply.content["failure"]
-            left_out[str(failure.get("client", node))] = str(failure.get("reason"))
-        else:
-            try:
-                found.append(_member(reply))
-            except (KeyError, TypeError, ValueError) as error:
-                left_out[node] = f"its answer cannot be read: {error!r}"
-    if not found:
-        reasons = listing(dict.fromkeys(left_out.values())) or "no node is connected"
-        raise UsageError(f"no client can take part: {reasons}")
-    base, shapes, head = Counter((m.base, m.shapes, m.head_shapes) for m in found).most_common(1)[
-        0
-    ][0]
+    found, left_out = _read(answers, known.left_out if known else {})
+    if known is None:
+        agreed = _most_common([member for member in found if base in (None, member.base)])
+        found = _distinct_names(found)
+    else:
+        agreed = _kind_of_run(known)
+        found = _joined(known.members, found)
     members = []
-    for member in _distinct_names(sorted(found, key=lambda m: (m.number, m.name, m.node_id))):
-        if (member.base, member.shapes, member.head_shapes) == (base, shapes, head):
+    for member in sorted(found, key=_order):
+        if agreed and _kind(member) == agreed:
             members.append(member)
-        elif (member.base, member.shapes) == (base, shapes):
+        elif agreed and _kind(member)[:2] == agreed[:2]:
             left_out[member.name] = "has another classification head: data.labels must be the same"
         else:
-            left_out[member.name] = f"has base model {member.base}, the run's is {base}"
-    named_shapes = {name: (m, n) for name, m, n in shapes}
-    return Roster(members, base, named_shapes, left_out, dict(head))
+            wanted = agreed[0] if agreed else base
+            left_out[member.name] = f"has base model {member.base}, the run's is {wanted}"
+    if agreed is None:
+        reasons = listing(f"{name}: {why}" for name, why in left_out.items())
+        raise UsageError(f"no client can take part: {reasons or 'no node is connected'}")
+    shapes = {name: (m, n) for name, m, n in agreed[1]}
+    return Roster(members, agreed[0], shapes, left_out, dict(agreed[2]))
 
 
-def _member(reply: Message) -> Member:
-    site: Any = reply.content["site"]
+def _read(
+    answers: Iterable[Message], left_out: Mapping[str, str]
+) -> tuple[list[Member], dict[str, str]]:
+    """The members that these answers describe, and who is left out with them."""
+    found, still_out = [], dict(left_out)
+    for answer in answers:
+        node = f"node {answer.metadata.src_node_id}"
+        still_out.pop(node, None)
+        if answer.has_error():
+            still_out[node] = f"failed to answer: {answer.error.reason}"
+        elif "failure" in answer.content:
+            failure = answer.content["failure"]
+            still_out[str(failure.get("client", node))[:80]] = str(failure.get("reason"))[:500]
+        else:
+            try:
+                found.append(_member(answer))
+            except (KeyError, TypeError, ValueError) as error:
+                still_out[node] = f"its answer cannot be read: {error!r}"[:500]
+            else:
+                still_out.pop(found[-1].name, None)
+    return found, still_out
+
+
+def _joined(known: list[Member], newcomers: list[Member]) -> list[Member]:
+    """Known members and newcomers; a node keeps its name, and nobody takes another's."""
+    members = {member.node_id: member for member in known}
+    for new in sorted(newcomers, key=_order):
+        taken = {member.name for node, member in members.items() if node != new.node_id}
+        if new.node_id in members:
+            name = members[new.node_id].name
+        else:
+            name = f"{new.name}@{new.node_id}" if new.name in taken else new.name
+        members[new.node_id] = replace(new, name=name)
+    return list(members.values())
+
+
+def _kind(member: Member) -> Kind:
+    return member.base, member.shapes, member.head_shapes
+
+
+def _kind_of_run(roster: Roster) -> Kind:
+    shapes = tuple(sorted((name, m, n) for name, (m, n) in roster.shapes.items()))
+    return roster.base, shapes, tuple(sorted(roster.head_shapes.items()))
+
+
+def _most_common(members: list[Member]) -> Kind | None:
+    kinds = Counter(_kind(member) for member in sorted(members, key=_order))
+    return kinds.most_common(1)[0][0] if kinds else None
+
+
+def _order(member: Member) -> tuple[int, str, int]:
+    return member.number, member.name, member.node_id
+
+
+def _member(answer: Message) -> Member:
+    site: Any = answer.content["site"]
     columns = zip(site["modules"], site["rows"], site["columns"], strict=True)
     heads = zip(site["head"], site["head-shapes"], strict=True)
     member = Member(
         name=str(site["client"])[:80],
         number=int(site["number"]),
-        node_id=reply.metadata.src_node_id,
+        node_id=answer.metadata.src_node_id,
         rank=int(site["rank"]),
         num_examples=int(site["num-examples"]),
         base=str(site["base"])[:80],
@@ -147,11 +157,19 @@ def _member(reply: Message) -> Member:
         head_shapes=tuple(
             sorted((str(name), tuple(map(int, shape.split("x")))) for name, shape in heads)
         ),
+        keeps="holds" in site,
+        holds=holdings(site),
     )
     smallest = min((min(m, n) for _, m, n in member.shapes), default=0)
     if not 1 <= member.rank <= smallest:
         raise ValueError(f"rank {member.rank} does not fit modules of smallest side {smallest}")
     return member
+
+
+def holdings(record: object) -> frozenset[str]:
+    """The pieces that a client says it has; none where it says nothing that can be read."""
+    held = record.get("holds", []) if isinstance(record, ConfigRecord) else []
+    return frozenset(map(str, held)) if isinstance(held, list) else frozenset()
 
 
 def _distinct_names(members: list[Member]) -> list[Member]:

@@ -3,60 +3,85 @@
     ask who is there -> for each round: sample, send, train, admit, aggregate, evaluate, log, save
 
 The loop is the server's own because Flower's `Strategy.start` cannot resume. What a round depends
-on is the ServerState alone (and the configuration), so a resumed run gives the same bytes as one
-that was never interrupted.
+on is the ServerState and who takes part (and the configuration), so a resumed run gives the same
+bytes as one that was never interrupted.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from flwr.app import MessageType
+from flwr.app import ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 
-from adapters.adapter import Adapter, Factors, draw
-from adapters.algebra import balanced_at, beyond
+from adapters.adapter import draw
+from adapters.algebra import balanced_at
 from adapters.errors import BouquetError, UsageError, listing
-from adapters.head import mean_of_heads
-from server.broadcast import Asked, ask, broadcast_to, round_messages, start_seed
+from server.aggregation import aggregate, freezes_tails, frozen_tails, weigh
+from server.attendance import Attendance, ask_principal, call_roster
+from server.broadcast import ask, broadcast_to, round_messages, start_seed
 from server.evaluation import evaluate_on_clients, evaluate_on_server, evaluate_trained
-from server.exchange import Rejection, Reply, admit_replies
+from server.exchange import Admitted, Rejection, admit_replies
+from server.guard import guard
+from server.mailbox import Mailbox
 from server.method import method_of
+from server.pieces import in_pieces
 from server.progress import RunObserver, current_observer
-from server.roster import Roster, ask_principal, call_roster
-from server.run_folder import RunFolder, open_run_folder
-from server.sampling import sample_cohort
+from server.roster import Member, Roster, holdings
+from server.run_folder import RunFolder, open_run_folder, peek_state
+from server.sampling import cohort_size, sample_cohort
 from server.state import ServerState
 from server.telemetry import base_record, round_record
 from settings.run import RunSettings
 from strategies.registry import refuse_ranks
-from strategies.strategy import GlobalModel, Strategy, Update
+from strategies.strategy import GlobalModel, Strategy
+
+WAIT_SECONDS = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What every round of a run needs, besides the state."""
+
+    settings: RunSettings
+    strategy: Strategy
+    mailbox: Mailbox
+    attendance: Attendance
+    folder: RunFolder
+    observer: RunObserver
 
 
 def run_rounds(grid: Grid, settings: RunSettings) -> Path:
     """Run, or with settings.resume go on with, a federation; returns the run's folder."""
-    observer = current_observer()
-    strategy = method_of(settings)
-    roster = call_roster(grid, settings.clients.min_replies, settings.clients.timeout_seconds)
+    strategy, mailbox = method_of(settings), Mailbox(grid)
+    kept = peek_state(settings)
+    roster = call_roster(
+        mailbox,
+        settings.clients.min_replies,
+        settings.clients.timeout_seconds,
+        kept.base if kept else None,
+    )
     refuse_ranks(settings.strategy.name, strategy, roster.ranks)
     folder, state = open_run_folder(settings)
     if state is not None:
         _check_same_base(state, roster)
-    done = state.round if state is not None else 0
-    observer.run_opened(folder.path, roster, done, settings.rounds)
+    attendance = Attendance(
+        mailbox, roster, lambda ranks: refuse_ranks(settings.strategy.name, strategy, ranks)
+    )
+    run = Run(settings, strategy, mailbox, attendance, folder, current_observer())
+    run.observer.run_opened(folder.path, roster, state.round if state else 0, settings.rounds)
     if state is None:
-        state = _begin(settings, strategy, roster, grid, folder, observer)
+        state = _begin(run)
     while state.round < settings.rounds:
-        state = _play_round(settings, strategy, roster, grid, folder, observer, state)
+        state = _play_round(run, state)
     total = state.model.total()
     if total is not None and not strategy.properties.personal:
-        observer.phase_started("writing the adapter")
+        run.observer.phase_started("writing the adapter")
         folder.export(total, settings.model.path, state.model.head, settings.data.listed_labels())
-    observer.run_finished(folder.path)
+    run.observer.run_finished(folder.path)
     return folder.path
 
 
@@ -68,173 +93,173 @@ def _check_same_base(state: ServerState, roster: Roster) -> None:
         )
 
 
-def _begin(
-    settings: RunSettings,
-    strategy: Strategy,
-    roster: Roster,
-    grid: Grid,
-    folder: RunFolder,
-    observer: RunObserver,
-) -> ServerState:
+def _begin(run: Run) -> ServerState:
     """Round 0: the base model's loss, and the state that round 1 begins from."""
-    model = begin_model(settings, strategy, roster, grid)
+    roster = run.attendance.roster
+    model = begin_model(run.settings, run.strategy, roster, run.mailbox)
+    state = ServerState(0, model, roster.base, roster.shapes, 0, roster.head_shapes)
+    if any(member.keeps for member in roster.members):
+        pieces, merged = in_pieces((), GlobalModel(), model, run.settings.wire.dtype)
+        state = replace(state, model=replace(model, merged=merged), pieces=pieces)
     began = time.perf_counter()
-    held_out, _ = _evaluate(settings, grid, strategy, model, 0, roster, observer)
+    held_out, _ = _evaluate(run, state, roster.members)
     record = base_record(held_out) | {"evaluate_seconds": time.perf_counter() - began}
-    state = ServerState(
-        0, model, roster.base, roster.shapes, folder.append(record), roster.head_shapes
-    )
-    folder.save(state)
-    observer.round_finished(record, [])
+    state = replace(state, log_bytes=run.folder.append(record))
+    run.folder.save(state)
+    run.observer.round_finished(record, [])
     return state
 
 
 def begin_model(
-    settings: RunSettings, strategy: Strategy, roster: Roster, grid: Grid
+    settings: RunSettings, strategy: Strategy, roster: Roster, mailbox: Mailbox
 ) -> GlobalModel:
     """What the clients receive in round 1: drawn at the largest rank, from the run's seed."""
     rank = max(roster.ranks.values())
     scale = settings.lora.scale_of(rank)
     if strategy.properties.begins_from_base:
-        found = ask_principal(grid, roster, rank, settings.clients.timeout_seconds)
+        found = ask_principal(mailbox, roster, rank, settings.clients.timeout_seconds)
         return strategy.begin(balanced_at(found, scale))
     return strategy.begin(draw(roster.shapes, rank, start_seed(settings), scale))
 
 
-def _play_round(
-    settings: RunSettings,
-    strategy: Strategy,
-    roster: Roster,
-    grid: Grid,
-    folder: RunFolder,
-    observer: RunObserver,
-    state: ServerState,
-) -> ServerState:
+def _play_round(run: Run, state: ServerState) -> ServerState:
     """One round, committed."""
-    server_round = state.round + 1
+    settings, strategy, server_round = run.settings, run.strategy, state.round + 1
+    clients = settings.clients
     seconds: dict[str, float] = {}
     began = time.perf_counter()
-    cohort = sample_cohort(roster.members, settings.clients.fraction, settings.seed, server_round)
-    observer.round_started(server_round, cohort)
+    present = _wait_for_members(run)
+    cohort = sample_cohort(
+        present, clients.fraction, settings.seed, server_round, clients.over_selection
+    )
+    run.observer.round_started(server_round, cohort)
     asked = ask(cohort, strategy, state.model)
     with _timed(seconds, "train_seconds"):
-        sent = broadcast_to(asked, state.model, settings.wire.dtype)
+        sent = broadcast_to(asked, state.model, settings.wire.dtype, state.pieces)
         messages = round_messages(
-            MessageType.TRAIN, asked, sent, settings, server_round, roster.base
+            MessageType.TRAIN, asked, sent, settings, server_round, state.base
         )
-        answers = grid.send_and_receive(messages, timeout=settings.clients.timeout_seconds)
-        replies, rejected = admit_replies(
-            answers, asked, state.model.start, roster, settings, server_round
+        answers = run.mailbox.exchange(messages, clients.timeout_seconds)
+        admitted = admit_replies(
+            _noting_holdings(run, answers),
+            asked,
+            state.model.start,
+            run.attendance.roster,
+            settings,
+            server_round,
+            min(cohort_size(len(present), clients.fraction), len(cohort)),
         )
-    _check_enough(replies, rejected, settings, server_round)
-    observer.phase_started("aggregating")
-    updates = weigh(replies, settings.clients.weights)
-    freezes_tail = freezes_tails(asked)
-    tails = frozen_tails(replies, updates, state.model.start) if freezes_tail else []
+        admitted = guard(admitted, state.model.start, clients)
+    replies, rejected = admitted.replies, list(admitted.rejected)
+    _check_enough(admitted, settings, server_round)
+    run.observer.phase_started("aggregating")
     with _timed(seconds, "aggregate_seconds"):
-        model = aggregate(strategy, state.model, replies, updates, tails)
+        updates = weigh(replies, clients.weights, state.model.start)
+        freezes_tail = freezes_tails(asked)
+        tails = frozen_tails(replies, updates, state.model.start) if freezes_tail else []
+        model, pieces = aggregate(strategy, state.model, replies, updates, tails), state.pieces
+        if pieces is not None:
+            pieces, merged = in_pieces(pieces, state.model, model, settings.wire.dtype)
+            model = replace(model, merged=merged)
+    after = replace(state, round=server_round, model=replace(model, increment=None), pieces=pieces)
     with _timed(seconds, "telemetry_seconds"):
         record = round_record(
-            server_round, state.model, model, sent, replies, updates, tails, rejected, freezes_tail
+            server_round,
+            state.model,
+            after.model,
+            asked,
+            sent,
+            replies,
+            updates,
+            tails,
+            rejected,
+            freezes_tail,
         )
     if server_round % settings.evaluate.every == 0 or server_round == settings.rounds:
         with _timed(seconds, "evaluate_seconds"):
             if settings.evaluate.trained and not strategy.properties.personal:
-                observer.phase_started("evaluating what came back")
+                run.observer.phase_started("evaluating what came back")
                 record |= evaluate_trained(state.model, replies, updates, freezes_tail, settings)
-            held_out, unheard = _evaluate(
-                settings, grid, strategy, model, server_round, roster, observer
-            )
+            failed = {rejection.client for rejection in rejected}
+            held_out, unheard = _evaluate(run, after, [m for m in present if m.name not in failed])
             record |= held_out
             rejected += unheard
+    record |= {"spare": admitted.spare, "strays": dict(run.mailbox.strays)}
     record |= seconds | {"seconds": time.perf_counter() - began}
-    observer.phase_started("saving")
-    state = replace(state, round=server_round, model=model, log_bytes=folder.append(record))
-    folder.save(state)
-    observer.round_finished(record, rejected)
-    return state
+    run.observer.phase_started("saving")
+    after = replace(after, log_bytes=run.folder.append(record))
+    run.folder.save(after)
+    run.observer.round_finished(record, rejected)
+    failed = {rejection.client for rejection in rejected}
+    run.attendance.ask_again([member for member in cohort if member.name in failed])
+    return after
 
 
-def weigh(replies: list[Reply], rule: str) -> list[Update]:
-    """Updates with weights p_k that sum to 1: n_k / sum n, or 1 / K under `uniform`."""
-    shares = [reply.num_examples if rule == "examples" else 1 for reply in replies]
-    return [
-        Update(reply.member.name, share / sum(shares), reply.adapter)
-        for reply, share in zip(replies, shares, strict=True)
-    ]
-
-
-def freezes_tails(asked: Sequence[Asked]) -> bool:
-    """Whether this cohort keeps what lies beyond each client's rank; it does so as one."""
-    return any(each.rule.freezes_tail for each in asked)
-
-
-def frozen_tails(
-    replies: list[Reply], updates: list[Update], start: Adapter | None
-) -> list[Update]:
-    """What the clients kept frozen of `start`, all together: sum_k p_k beyond(start, r_k).
-
-    One more update, of weight 1, or none where nobody froze anything. Direction j of the start is
-    in it with the weights of those clients whose rank is at most j.
-    """
-    ranks = [reply.adapter.rank for reply in replies]
-    if start is None or start.rank <= min(ranks):
-        return []
-    modules = {}
-    for name, f in beyond(start, min(ranks)).items():
-        places = np.arange(min(ranks), min(ranks) + f.rank)
-        kept = sum(
-            update.weight * (places >= rank) for update, rank in zip(updates, ranks, strict=True)
-        )
-        modules[name] = Factors(f.a, f.b * np.asarray(kept, np.float32), f.scale)
-    return [Update("frozen", 1.0, Adapter(modules))]
-
-
-def aggregate(
-    strategy: Strategy,
-    model: GlobalModel,
-    replies: list[Reply],
-    updates: list[Update],
-    tails: list[Update],
-) -> GlobalModel:
-    """The strategy's next model, with the mean of the heads where the task has one."""
-    after = strategy.aggregate(model, [*updates, *tails])
-    heads = [reply.head for reply in replies if reply.head is not None]
-    if not heads:
-        return after
-    return replace(after, head=mean_of_heads(heads, [update.weight for update in updates]))
-
-
-def _check_enough(
-    replies: list[Reply], rejected: list[Rejection], settings: RunSettings, server_round: int
-) -> None:
-    if len(replies) < settings.clients.min_replies:
-        reasons = listing([f"{r.client}: {r.reason}" for r in rejected], limit=3)
+def _wait_for_members(run: Run) -> list[Member]:
+    """The members that are connected; waits until there are clients.min-replies, or a deadline."""
+    deadline = time.monotonic() + run.settings.clients.timeout_seconds
+    before = run.attendance.roster
+    while True:
+        present = run.attendance.update()
+        if len(present) >= run.settings.clients.min_replies or time.monotonic() > deadline:
+            break
+        time.sleep(WAIT_SECONDS)
+    roster = run.attendance.roster
+    joined = [name for name in roster.ranks if name not in before.ranks]
+    left_out = {n: why for n, why in roster.left_out.items() if n not in before.left_out}
+    if joined or left_out:
+        run.observer.clients_came(joined, left_out)
+    if not present:
         raise BouquetError(
-            f"round {server_round} has {len(replies)} usable replies and needs "
+            f"no client is connected any more, after {run.settings.clients.timeout_seconds:g} s of "
+            "waiting; the run is saved up to its last round: start it again when they are back"
+        )
+    return present
+
+
+def _noting_holdings(run: Run, answers: Iterable[Message]) -> Iterator[Message]:
+    """The answers; what each client says that it holds goes to the roster."""
+    for answer in answers:
+        if answer.has_content():
+            for name in ("reply", "failure"):
+                record = answer.content.get(name)
+                if isinstance(record, ConfigRecord) and "holds" in record:
+                    run.attendance.note_holdings(answer.metadata.src_node_id, holdings(record))
+        yield answer
+
+
+def _check_enough(admitted: Admitted, settings: RunSettings, server_round: int) -> None:
+    if len(admitted.replies) < settings.clients.min_replies:
+        reasons = listing([f"{r.client}: {r.reason}" for r in admitted.rejected], limit=3)
+        raise BouquetError(
+            f"round {server_round} has {len(admitted.replies)} usable replies and needs "
             f"{settings.clients.min_replies} (clients.min-replies). {reasons}"
         )
 
 
 def _evaluate(
-    settings: RunSettings,
-    grid: Grid,
-    strategy: Strategy,
-    model: GlobalModel,
-    server_round: int,
-    roster: Roster,
-    observer: RunObserver,
+    run: Run, state: ServerState, members: list[Member]
 ) -> tuple[dict[str, Any], list[Rejection]]:
+    """The global model's losses, on the server and on these clients, as the settings ask."""
+    settings, strategy, model = run.settings, run.strategy, state.model
     held_out: dict[str, Any] = {}
     rejected: list[Rejection] = []
-    if settings.evaluate.server and (server_round == 0 or not strategy.properties.personal):
-        observer.phase_started("evaluating")
+    if settings.evaluate.server and (state.round == 0 or not strategy.properties.personal):
+        run.observer.phase_started("evaluating")
         held_out |= evaluate_on_server(model, settings)
     if settings.evaluate.clients or strategy.properties.personal:
-        observer.phase_started("clients evaluate")
-        asked = ask(roster.members, strategy, model)
-        found, rejected = evaluate_on_clients(grid, model, settings, server_round, asked, roster)
-        held_out |= found
+        run.observer.phase_started("clients evaluate")
+        asked = ask([run.attendance.current(member) for member in members], strategy, model)
+        sent = broadcast_to(asked, model, settings.wire.dtype, state.pieces)
+        messages = round_messages(
+            MessageType.EVALUATE, asked, sent, settings, state.round, state.base
+        )
+        answers = run.mailbox.exchange(messages, settings.clients.timeout_seconds)
+        found, rejected = evaluate_on_clients(
+            list(_noting_holdings(run, answers)), asked, state.round, state.base
+        )
+        bytes_down = sum(sent.bytes_for(each.member) for each in asked)
+        held_out |= found | {"evaluate_bytes_down": bytes_down}
     return held_out, rejected
 
 

@@ -25,10 +25,9 @@ from adapters.peft_files import write_peft
 from adapters.refactoring import refactor
 from server.state import ServerState, flush_folder, load_state, save_state, write_durably
 from settings.keys import Value, flatten, flatten_tables
-from settings.run import RunSettings
+from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
 
 VERSIONED = ("bouquet", "flwr", "torch", "transformers", "peft", "numpy", "tokenizers")
-MAY_CHANGE_ON_RESUME = ("rounds", "output", "resume", "clients.timeout-seconds", "model.device")
 
 
 class RunFolder:
@@ -68,9 +67,12 @@ class RunFolder:
                     f"{now.get(name)!r}; only {', '.join(MAY_CHANGE_ON_RESUME)} may change"
                 )
 
-    def load(self) -> ServerState | None:
-        """The newest whole state, with rounds.jsonl cut back to where it was saved."""
-        state = load_state(self.state_path)
+    def load(self, wire_dtype: str) -> ServerState | None:
+        """The newest whole state, with rounds.jsonl cut back to where it was saved.
+
+        wire_dtype: the number format in which the pieces of merged travel.
+        """
+        state = load_state(self.state_path, wire_dtype)
         length = state.log_bytes if state else 0
         if self._log_path.exists():
             if self._log_path.stat().st_size < length:
@@ -143,7 +145,14 @@ def open_run_folder(settings: RunSettings) -> tuple[RunFolder, ServerState | Non
         folder.create(settings)
         return folder, None
     folder.check_same(settings)
-    return folder, folder.load()
+    return folder, folder.load(settings.wire.dtype)
+
+
+def peek_state(settings: RunSettings) -> ServerState | None:
+    """The state that a run with these settings will go on from; None where it will begin."""
+    if not settings.resume or not settings.output:
+        return None
+    return load_state(Path(settings.output) / "state", settings.wire.dtype)
 
 
 def next_output(settings: RunSettings) -> Path:

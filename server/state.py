@@ -4,6 +4,7 @@
     state/round-0003/merged.safetensors   where there is one
     state/round-0003/start.safetensors    where there is one
     state/round-0003/head.safetensors     where there is one
+    state/round-0003/piece-000.safetensors ...    instead of merged, where it travels in pieces
 
 A state is written under a temporary name, flushed to the disk and then renamed, so that a folder
 with a round's name is always whole. The two newest are kept.
@@ -17,12 +18,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adapters.adapter import Adapter
 from adapters.codec import pack, unpack
 from adapters.errors import AdapterError, BouquetError
 from adapters.head import HeadShapes, pack_head, unpack_head
+from server.pieces import Piece, piece_of, sum_of
 from strategies.strategy import GlobalModel
 
-FORMAT = "bouquet-state-2"
+FORMAT = "bouquet-state-3"
 KEPT = 2
 
 
@@ -37,6 +40,8 @@ class ServerState:
     log_bytes: int
     """Length of rounds.jsonl when this state was saved; what follows belongs to a torn round."""
     head_shapes: HeadShapes = field(default_factory=dict)
+    pieces: tuple[Piece, ...] | None = None
+    """What model.merged is the sum of, where it travels in pieces."""
 
 
 def save_state(state: ServerState, folder: Path) -> None:
@@ -50,7 +55,7 @@ def save_state(state: ServerState, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         hashes = {}
-        for name, data in _packed(state.model).items():
+        for name, data in _packed(state).items():
             hashes[f"{name}.safetensors"] = hashlib.sha256(data).hexdigest()
             write_durably(scratch / f"{name}.safetensors", data)
         manifest = {
@@ -60,6 +65,7 @@ def save_state(state: ServerState, folder: Path) -> None:
             "shapes": {name: list(shape) for name, shape in state.shapes.items()},
             "head_shapes": {name: list(shape) for name, shape in state.head_shapes.items()},
             "memory": dict(state.model.memory),
+            "in_pieces": state.pieces is not None,
             "log_bytes": state.log_bytes,
             "files": hashes,
         }
@@ -79,22 +85,28 @@ def save_state(state: ServerState, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _packed(model: GlobalModel) -> dict[str, bytes]:
-    parts = {"merged": model.merged, "start": model.start}
+def _packed(state: ServerState) -> dict[str, bytes]:
+    model = state.model
+    parts: dict[str, Adapter | None] = {"start": model.start}
+    if state.pieces is None:
+        parts["merged"] = model.merged
+    else:
+        parts |= {f"piece-{k:03d}": piece.adapter for k, piece in enumerate(state.pieces)}
     packed = {name: pack(part) for name, part in parts.items() if part is not None}
     return packed if model.head is None else {**packed, "head": pack_head(model.head)}
 
 
-def load_state(folder: Path) -> ServerState | None:
+def load_state(folder: Path, wire_dtype: str = "float32") -> ServerState | None:
     """The newest whole state below `folder`; None where there is none yet.
 
+    wire_dtype: the number format in which pieces of merged travel.
     A damaged one (a hash that does not match) is passed over for the one before it. Raises
     BouquetError when there are states and none is whole.
     """
     damage = []
     for path in sorted(folder.glob("round-*"), reverse=True):
         try:
-            return _read_state(path)
+            return _read_state(path, wire_dtype)
         except (OSError, ValueError, KeyError, TypeError, AdapterError) as error:
             damage.append(f"{path.name}: {error}")
     if damage:
@@ -102,7 +114,7 @@ def load_state(folder: Path) -> ServerState | None:
     return None
 
 
-def _read_state(path: Path) -> ServerState:
+def _read_state(path: Path, wire_dtype: str) -> ServerState:
     manifest = json.loads((path / "manifest.json").read_bytes())
     if manifest["format"] != FORMAT:
         raise ValueError(f"expected format {FORMAT}, got {manifest['format']!r}")
@@ -113,10 +125,16 @@ def _read_state(path: Path) -> ServerState:
             raise ValueError(f"{name} does not match its hash")
         parts[name.removesuffix(".safetensors")] = data
     head_shapes = {name: tuple(shape) for name, shape in manifest["head_shapes"].items()}
+    merged = unpack(parts["merged"]) if "merged" in parts else None
+    pieces = None
+    if manifest["in_pieces"]:
+        names = sorted(name for name in parts if name.startswith("piece-"))
+        pieces = tuple(piece_of(unpack(parts[name]), wire_dtype) for name in names)
+        merged = sum_of(pieces)
     return ServerState(
         round=manifest["round"],
         model=GlobalModel(
-            merged=unpack(parts["merged"]) if "merged" in parts else None,
+            merged=merged,
             start=unpack(parts["start"]) if "start" in parts else None,
             head=unpack_head(parts["head"], head_shapes) if "head" in parts else None,
             memory=manifest["memory"],
@@ -125,6 +143,7 @@ def _read_state(path: Path) -> ServerState:
         shapes={name: (m, n) for name, (m, n) in manifest["shapes"].items()},
         log_bytes=manifest["log_bytes"],
         head_shapes=head_shapes,
+        pieces=pieces,
     )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from adapters.adapter import Adapter
 from adapters.algebra import beyond, module_norms, total_norm
 from adapters.refactoring import effective_rank, singular_values
-from server.broadcast import Broadcast
+from server.broadcast import Asked, Broadcast
 from server.exchange import Rejection, Reply
 from strategies.noise import aggregation_noise
 from strategies.strategy import GlobalModel, Update, ideal_increment
@@ -24,6 +24,7 @@ def round_record(
     server_round: int,
     before: GlobalModel,
     after: GlobalModel,
+    asked: Sequence[Asked],
     sent: Broadcast,
     replies: Sequence[Reply],
     updates: Sequence[Update],
@@ -33,6 +34,7 @@ def round_record(
 ) -> dict[str, Any]:
     """Losses, bytes, noise and ranks of a round, and each client's share in it.
 
+    asked: all who were sent the model, whether they answered or not.
     tails: what the clients kept frozen of the start that they had.
     freezes_tail: they will keep what lies beyond their rank in the next start, and miss nothing.
     """
@@ -57,7 +59,7 @@ def round_record(
         "effective_rank": sum(map(effective_rank, spectra.values())) / len(spectra),
         "global_rank": total.rank if total is not None else 0,
         "bytes_up": sum(reply.bytes_up for reply in replies),
-        "bytes_down": sent.num_bytes * (len(replies) + len(rejected)),
+        "bytes_down": sum(sent.bytes_for(each.member) for each in asked),
         "version": sent.version,
         "clients": [
             {
@@ -71,7 +73,7 @@ def round_record(
                 "delta_norm": float(np.sqrt(max(products[k, k], 0.0))),
                 "distribution_noise": _share(total_norm(missed[k]), size),
                 "bytes_up": reply.bytes_up,
-                "bytes_down": sent.num_bytes,
+                "bytes_down": sent.bytes_for(reply.member),
                 "train_seconds": reply.metrics.get("seconds", 0.0),
                 "peak_bytes": int(reply.metrics.get("peak-bytes", 0)),
             }

@@ -55,12 +55,29 @@ class ClientsSettings:
     fraction: float = key(
         "Share of the clients sampled each round, rounded up to at least one.", above=0, at_most=1
     )
+    over_selection: float = key(
+        "Ask this many times as many clients as a round needs, and take those that answer first.",
+        at_least=1,
+        at_most=10,
+    )
     weights: str = key(
-        "A client's weight in the mean: its number of examples, or the same for all.",
-        one_of=("examples", "uniform"),
+        "A client's weight in the mean: its number of examples, the same for all, or by number of "
+        "examples the geometric median of the changes, which a minority cannot drag away.",
+        one_of=("examples", "uniform", "geometric-median"),
     )
     min_replies: int = key("A round with fewer usable replies stops the run.", at_least=1)
-    timeout_seconds: float = key("How long a round waits for replies.", above=0)
+    timeout_seconds: float = key(
+        "Deadline of a round: who has not answered by then is left out of it.", above=0
+    )
+    max_norm_ratio: float = key(
+        "A reply whose change is larger than this many times the median of the round's is "
+        "excluded (of three replies or more); 0: never.",
+        at_least=0,
+    )
+    clip_norm_ratio: float = key(
+        "A larger change than this many times the median is scaled down to it; 0: never.",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)

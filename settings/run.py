@@ -18,6 +18,15 @@ from settings.federation import (
 from settings.keys import Value, coerce, flatten_tables, key, parse
 
 EMBEDDED = "embedded"
+MAY_CHANGE_ON_RESUME = (
+    "rounds",
+    "output",
+    "resume",
+    "clients.timeout-seconds",
+    "clients.min-replies",
+    "model.device",
+)
+"""A run that goes on keeps every other key."""
 AUTO = "auto"
 LEARNING_RATES = {True: 6e-3, False: 2e-4}
 """On the embedded model of 3.8 M parameters, and on any other, most likely a far larger one."""

@@ -151,6 +151,9 @@ class ComparisonDisplay:
         for client, reason in roster.left_out.items():
             self._warn(f"  {client} is left out: {reason}")
 
+    def clients_came(self, joined: list[str], left_out: dict[str, str]) -> None:
+        """In a simulation all are there from the beginning."""
+
     def round_started(self, server_round: int, cohort: list[Member]) -> None:
         """Show it."""
         self._now = f"round {server_round} of {self._upto}"

@@ -167,6 +167,9 @@ class Display:
         for client, reason in roster.left_out.items():
             self._note(f"{client} is left out: {reason}")
 
+    def clients_came(self, joined: list[str], left_out: dict[str, str]) -> None:
+        """In a simulation all are there from the beginning."""
+
     def round_started(self, server_round: int, cohort: list[Member]) -> None:
         """A fresh bar over the cohort."""
         self._begin(f"round {server_round} of {self._rounds}", total=len(cohort))

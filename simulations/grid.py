@@ -104,6 +104,7 @@ class InProcessGrid(Grid):
 
     def _deliver(self, message: Message) -> str:
         message_id = f"message-{next(self._numbers)}"
+        message.metadata.__dict__["_message_id"] = message_id  # as Flower's own grid does
         node = message.metadata.dst_node_id
         self._on_message(message.metadata.message_type, node - FIRST_CLIENT_NODE)
         try:

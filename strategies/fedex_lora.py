@@ -51,8 +51,7 @@ class FedExLora(Strategy):
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
         """The mean of each factor, and the residual."""
         start = mean(updates)
-        parts = [ideal_increment(updates), start]
-        signs = [1.0, -1.0]
+        merged = residual = stack([ideal_increment(updates), start], [1.0, -1.0])
         if model.merged is not None:
-            parts, signs = [model.merged, *parts], [1.0, *signs]
-        return GlobalModel(merged=refactor(stack(parts, signs)).adapter, start=start)
+            merged = stack([model.merged, residual], [1.0, 1.0])
+        return GlobalModel(refactor(merged).adapter, start, increment=residual)

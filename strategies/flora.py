@@ -14,7 +14,7 @@ weakness; `policy` offers others (strategies/warm_start.py), with the same globa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.adapter import Adapter
 from adapters.algebra import stack
@@ -27,7 +27,7 @@ from strategies.strategy import (
     Update,
     ideal_increment,
 )
-from strategies.warm_start import RANDOM, begin_next_round
+from strategies.warm_start import RANDOM, begin_next_round, without_start
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,10 @@ class Flora(Strategy):
 
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
         """Stack, add to what was merged before, and rewrite at the lowest rank."""
-        total = ideal_increment(updates)
+        total = trained = ideal_increment(updates)
         if model.merged is not None:
-            total = stack([model.merged, total], [1.0, 1.0])
-        return begin_next_round(self.policy, model, refactor(total, self.energy).adapter)
+            total = stack([model.merged, trained], [1.0, 1.0])
+        after = begin_next_round(self.policy, model, refactor(total, self.energy).adapter)
+        if self.energy < 1.0:
+            return after
+        return replace(after, increment=without_start(trained, after))

@@ -13,7 +13,7 @@ task; 0.9 here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.adapter import Adapter
 from adapters.algebra import stack
@@ -26,7 +26,7 @@ from strategies.strategy import (
     Update,
     ideal_increment,
 )
-from strategies.warm_start import RANDOM, begin_next_round
+from strategies.warm_start import RANDOM, begin_next_round, without_start
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ class Florist(Strategy):
         moved, before = ideal_increment(updates), model.total()
         if model.start is not None:
             moved = stack([moved, model.start], [1.0, -1.0])
-        total = refactor(moved, self.energy).adapter
+        total = added = refactor(moved, self.energy).adapter
         if before is not None:
-            total = refactor(stack([before, total], [1.0, 1.0])).adapter
-        return begin_next_round(self.policy, model, total)
+            total = refactor(stack([before, added], [1.0, 1.0])).adapter
+        if model.start is not None:  # was no part of merged, and what takes its place is none
+            added = stack([added, model.start], [1.0, 1.0])
+        after = begin_next_round(self.policy, model, total)
+        return replace(after, increment=without_start(added, after))

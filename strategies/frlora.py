@@ -48,5 +48,6 @@ class FrLora(Strategy):
         """What the mean of the factors moved goes into merged."""
         assert model.merged is not None
         assert model.start is not None
-        moved = stack([model.merged, mean(updates), model.start], [1.0, 1.0, -1.0])
-        return GlobalModel(merged=refactor(moved).adapter, start=model.start)
+        moved = stack([mean(updates), model.start], [1.0, -1.0])
+        merged = refactor(stack([model.merged, moved], [1.0, 1.0])).adapter
+        return GlobalModel(merged, model.start, increment=moved)

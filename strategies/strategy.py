@@ -27,6 +27,9 @@ class GlobalModel:
     """What trains beside the factors; averaged by the server under every method."""
     memory: Mapping[str, str | int] = field(default_factory=dict)
     """What the method itself must remember, such as whose turn it is."""
+    increment: Adapter | None = None
+    """What merged has more than the merged before it, where the method knows that at a lower rank;
+    as a stack, at whatever rank that has."""
 
     def total(self) -> Adapter | None:
         """Merged + start as one adapter; None while the global model is the base itself."""

@@ -57,6 +57,11 @@ def begin_next_round(policy: str, before: GlobalModel, total: Adapter) -> Global
     return GlobalModel(merged=beyond, start=start, memory=before.memory)
 
 
+def without_start(added: Adapter, after: GlobalModel) -> Adapter:
+    """What merged gained where G was to gain `added` over the merged before: added - start."""
+    return added if after.start is None else stack([added, after.start], [1.0, -1.0])
+
+
 def _split(found: Refactored, rank: int, sizes: Mapping[str, float]) -> tuple[Adapter, Adapter]:
     """The first `rank` directions, less those that are only rounding, and all others."""
     leading, beyond = {}, {}

@@ -14,9 +14,12 @@ from flwr.clientapp import ClientApp
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import truncate
 from adapters.codec import pack, unpack
+from adapters.errors import BouquetError
 from adapters.records import from_record, to_record
 from client.memory import recall, remember
+from client.pieces import held_pieces, sum_of_pieces
 from client.pruning import kept_rank
+from client.shelf import RecordShelf, run_shelf
 from client.starting import starting_factors, with_own_b
 from settings.keys import Value, flatten, parse
 from settings.run import LoraSettings, RunSettings, run_settings
@@ -67,12 +70,32 @@ def of_factors(trains: str, after: Adapter, before: Adapter) -> Adapter:
     return Adapter(modules)
 
 
-def fake_app(base: str = BASE, tamper: Tamper = lambda client, message, reply: reply) -> ClientApp:
+def fake_app(
+    base: str = BASE,
+    tamper: Tamper = lambda client, message, reply: reply,
+    cache: Path | None = None,
+    saw: Callable[[int, int, Adapter | None], object] = lambda client, server_round, merged: None,
+) -> ClientApp:
     """A ClientApp whose clients train by `trained`.
 
     tamper: called with (client number, message, honest reply); what it returns is sent instead.
+    cache: each client keeps its pieces of merged in a folder of its own below this one.
+    saw: called with (client number, round, merged) as the client has it.
     """
     app = ClientApp()
+
+    def see(number: int, content: RecordDict) -> None:
+        told: Any = content["instruction"]
+        if "pieces" in told:
+            shelf = run_shelf(cache / client_name(number), told["run"]) if cache else None
+            saw(number, told["round"], sum_of_pieces(content, told["pieces"], shelf))
+
+    def held(number: int) -> dict[str, Any]:
+        return {"holds": held_pieces(cache / client_name(number))} if cache else {}
+
+    def failed(number: int, message: Message, error: BouquetError) -> Message:
+        failure = ConfigRecord({"reason": str(error), **held(number)})
+        return Message(RecordDict({"failure": failure}), reply_to=message)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -90,6 +113,7 @@ def fake_app(base: str = BASE, tamper: Tamper = lambda client, message, reply: r
                 "columns": [n for _, n in SHAPES.values()],
                 "head": [],
                 "head-shapes": [],
+                **held(number),
             }
         )
         content = RecordDict({"site": site})
@@ -103,6 +127,10 @@ def fake_app(base: str = BASE, tamper: Tamper = lambda client, message, reply: r
     def train(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
         told: Any = message.content["instruction"]
+        try:
+            see(number, message.content)
+        except BouquetError as error:
+            return failed(number, message, error)
         lora = parse(LoraSettings, told, "lora.")
         rank = min(lora.rank_of(number), told["rule.rank"] or 99)
         start = message.content.get("start")
@@ -115,10 +143,12 @@ def fake_app(base: str = BASE, tamper: Tamper = lambda client, message, reply: r
             told["seed"],
         )
         if told["rule.keeps-b"]:
-            begin = with_own_b(begin, recall(context.state, told["round"] - 1))
+            begin = with_own_b(begin, recall(RecordShelf(context.state), told["round"] - 1))
         adapter = of_factors(told["rule.trains"], trained(begin, told["seed"]), begin)
         if told["rule.keeps-b"]:
-            remember(context.state, told["round"], {n: f.b for n, f in adapter.items()})
+            remember(
+                RecordShelf(context.state), told["round"], {n: f.b for n, f in adapter.items()}
+            )
         if told["rule.prune"] < 1.0 and told["round"] == 2:
             adapter = truncate(adapter, kept_rank(rank, told["rule.prune"]))
         metrics: dict[str, Any] = {
@@ -135,7 +165,9 @@ def fake_app(base: str = BASE, tamper: Tamper = lambda client, message, reply: r
             RecordDict(
                 {
                     "adapter": to_record(pack(adapter, told["wire-dtype"], told["rule.sends"])),
-                    "reply": ConfigRecord({"round": told["round"], "base": told["base"]}),
+                    "reply": ConfigRecord(
+                        {"round": told["round"], "base": told["base"], **held(number)}
+                    ),
                     "metrics": MetricRecord(metrics),
                 }
             ),
@@ -145,8 +177,12 @@ def fake_app(base: str = BASE, tamper: Tamper = lambda client, message, reply: r
     def evaluate(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
         told: Any = message.content["instruction"]
+        try:
+            see(number, message.content)
+        except BouquetError as error:
+            return failed(number, message, error)
         metrics: dict[str, Any] = {"num-examples": 4, "loss": 1.0 + number, "tokens": 10}
-        reply = ConfigRecord({"round": told["round"], "base": told["base"]})
+        reply = ConfigRecord({"round": told["round"], "base": told["base"], **held(number)})
         return _tampered(
             number, message, RecordDict({"reply": reply, "metrics": MetricRecord(metrics)})
         )

@@ -19,6 +19,7 @@ CLIENTS = 3
 NODE = 41
 SEED = 2**60 + 1
 ROUND = 4
+RUN = "0123456789abcdef"
 Config = dict[str, Value]
 
 
@@ -69,6 +70,7 @@ def instruct(
     """A train or evaluate message."""
     settings = run_settings(config)
     instruction: Config = {
+        "run": RUN,
         "round": ROUND,
         "seed": SEED,
         "base": base,

@@ -1,5 +1,6 @@
 """The ClientApp through Flower's own messages answers with the documented records."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from adapters.adapter import Adapter
+from adapters.algebra import beyond, stack, truncate
 from adapters.codec import pack, unpack
-from adapters.records import from_record
+from adapters.records import PIECE, from_record, to_record
 from client.starting import starting_factors
 from client.training import train
 from settings.run import RunSettings, run_settings
@@ -182,3 +184,33 @@ def test_the_sites_own_values_win(config: Config, gpt2_folder: Path, tmp_path: P
     assert (site["base"], site["modules"]) == (gpt2.base.identity, list(gpt2.shapes))
     adapter = send("train", instruct(config, gpt2.base.identity), there)["adapter"]
     assert unpack(from_record(adapter)).rank == 5
+
+
+def test_a_site_with_a_cache_says_what_it_holds_and_trains_from_it(
+    config: Config, tuned: TunedModel, tmp_path: Path
+) -> None:
+    whole = make_adapter(3, tuned.shapes, 4, 0.02)
+    parts = [truncate(whole, 2), beyond(whole, 2)]
+    versions = [hashlib.sha256(pack(part)).hexdigest()[:32] for part in parts]
+    records = [{PIECE + v: to_record(pack(p))} for v, p in zip(versions, parts, strict=True)]
+    here = context(config, cache_path=str(tmp_path / "cache"))
+    asked = send("query", RecordDict({"ask": ConfigRecord()}), here)
+    assert asked["site"]["holds"] == []  # type: ignore[index, call-overload]
+
+    def told(pieces: list[str], *carried: dict[str, ArrayRecord]) -> RecordDict:
+        content = instruct(config, tuned.base.identity)
+        content.config_records["instruction"]["pieces"] = pieces
+        for each in carried:
+            for name, record in each.items():
+                content[name] = record
+        return content
+
+    send("train", told(versions[:1], records[0]), here)
+    content = send("train", told(versions, records[1]), here)
+    assert content["reply"]["holds"] == sorted(versions)  # type: ignore[index, call-overload]
+    plain = instruct(config, tuned.base.identity, merged=stack(parts, [1.0, 1.0]))
+    expected = send("train", plain, context(config))
+    assert from_record(content["adapter"]) == from_record(expected["adapter"])
+    lost = send("train", told([*versions, "f" * 32]), here)
+    assert "lacks 1 of 3 pieces" in str(lost["failure"]["reason"])  # type: ignore[index, call-overload]
+    assert lost["failure"]["holds"] == sorted(versions)  # type: ignore[index, call-overload]

@@ -1,7 +1,6 @@
 """What a client keeps: the two newest rounds, and never anything of a round still to be played."""
 
 import numpy as np
-from flwr.app import RecordDict
 
 from client.memory import recall, remember
 
@@ -11,11 +10,11 @@ def kept(value: float) -> dict[str, "np.ndarray[tuple[int], np.dtype[np.float32]
 
 
 def test_nothing_is_there_before_the_first_round() -> None:
-    assert recall(RecordDict(), 7) == {}
+    assert recall({}, 7) == {}
 
 
 def test_the_newest_up_to_a_round_comes_back_bit_by_bit() -> None:
-    state = RecordDict()
+    state: dict[str, bytes] = {}
     for server_round in (1, 3, 4):
         remember(state, server_round, kept(server_round + 0.1))
     assert len(state) == 2
@@ -25,7 +24,7 @@ def test_the_newest_up_to_a_round_comes_back_bit_by_bit() -> None:
 
 
 def test_a_round_that_is_played_again_forgets_what_its_first_try_left() -> None:
-    state = RecordDict()
+    state: dict[str, bytes] = {}
     for server_round in (1, 2, 3):
         remember(state, server_round, kept(server_round))
     assert recall(state, 2)["layers.0.q_proj"][0] == 2.0  # round 3 is torn and played again
@@ -36,7 +35,7 @@ def test_a_round_that_is_played_again_forgets_what_its_first_try_left() -> None:
 
 
 def test_rounds_are_ordered_as_numbers() -> None:
-    state = RecordDict()
+    state: dict[str, bytes] = {}
     for server_round in (9, 10, 100):
         remember(state, server_round, kept(server_round))
     assert recall(state, 1000)["layers.0.q_proj"][0] == 100.0

@@ -15,6 +15,7 @@ from adapters.errors import AdapterError
 from adapters.records import from_record, to_record
 from client.memory import recall
 from client.pruning import RestPenalty
+from client.shelf import RecordShelf
 from client.starting import starting_factors
 from client.training import Trained, _read_moments, _restore_moments, train
 from settings.run import run_settings
@@ -116,7 +117,7 @@ def test_a_client_goes_on_with_its_own_b_and_never_sends_it(
 
     send("train", message(ROUND, shared), here)
     first = by_hand(tuned, config, began(tuned, config, shared)).adapter
-    kept = recall(here.state, ROUND)
+    kept = recall(RecordShelf(here.state), ROUND)
     assert all(np.array_equal(kept[name], f.b) for name, f in first.items())
 
     averaged = draw(tuned.shapes, RANK, 6, 1.0)

@@ -128,7 +128,8 @@ def messages() -> list[Message]:
 
 
 def admit(replies: list[Message]) -> tuple[list[Any], list[Rejection]]:
-    return admit_replies(replies, ASKED, None, ROSTER, SETTINGS, ROUND)
+    found = admit_replies(replies, ASKED, None, ROSTER, SETTINGS, ROUND)
+    return found.replies, found.rejected
 
 
 def test_an_honest_reply_is_admitted_as_it_is() -> None:

@@ -6,7 +6,9 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from adapters.errors import UsageError
-from server.roster import Roster, call_roster
+from server.attendance import call_roster
+from server.mailbox import Mailbox
+from server.roster import Roster
 from server.sampling import sample_cohort
 from tests.fake_clients import BASE, SHAPES, fake_app, fake_grid, settings_of
 
@@ -14,7 +16,7 @@ from tests.fake_clients import BASE, SHAPES, fake_app, fake_grid, settings_of
 def call(tamper: Any = None, clients: int = 3) -> Roster:
     settings = settings_of("unused", clients__count=clients)
     app = fake_app(tamper=tamper) if tamper else fake_app()
-    return call_roster(fake_grid(settings, app), 1, 5.0)
+    return call_roster(Mailbox(fake_grid(settings, app)), 1, 5.0)
 
 
 def site_of(reply: Message) -> Any:
@@ -97,13 +99,13 @@ def test_nobody_is_an_error_with_the_reasons() -> None:
     def crash(client: int, message: Message, reply: Message) -> None:
         return None
 
-    with pytest.raises(UsageError, match=r"no client can take part: failed to answer.*crashed"):
+    with pytest.raises(UsageError, match=r"no client can take part: node 2: failed.*crashed"):
         call(crash)
 
 
 def test_waiting_for_clients_ends() -> None:
     with pytest.raises(UsageError, match=r"3 clients connected within 0 s; 4 needed"):
-        call_roster(fake_grid(settings_of("unused")), 4, 0.0)
+        call_roster(Mailbox(fake_grid(settings_of("unused"))), 4, 0.0)
 
 
 def test_sampling_is_fair_and_depends_on_seed_and_round_alone() -> None:

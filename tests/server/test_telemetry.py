@@ -5,12 +5,12 @@ import pytest
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import beyond, pad, truncate
-from server.broadcast import broadcast
+from server.aggregation import frozen_tails
+from server.broadcast import Asked, broadcast
 from server.exchange import Reply
 from server.roster import Member
-from server.rounds import frozen_tails
 from server.telemetry import cosines, inner_products_of_changes, missed_norms, round_record
-from strategies.strategy import GlobalModel, Update
+from strategies.strategy import GlobalModel, LocalRule, Update
 from strategies.zero_padding import ZeroPadding
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, add, dense_deltas, frobenius
@@ -65,8 +65,9 @@ def record_of(tails: list[Update]) -> dict[str, object]:
         Reply(Member(f"c{k}", k, k, rank, 10, "b", ()), TRAINED[k], 10, {"tokens": 5.0}, 100)
         for k, rank in enumerate(RANKS)
     ]
+    asked = [Asked(reply.member, LocalRule()) for reply in replies]
     sent = broadcast(before, "float32")
-    return round_record(1, before, after, sent, replies, updates, tails, [], bool(tails))
+    return round_record(1, before, after, asked, sent, replies, updates, tails, [], bool(tails))
 
 
 def test_a_record_holds_norms_cosines_and_distribution_noise_by_module() -> None:

@@ -83,17 +83,17 @@ def test_the_heads_are_averaged_by_examples(
     bouquet: Run, job: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caught: list[tuple[int, bytes]] = []
-    deliver = InProcessGrid.send_and_receive
+    pull = InProcessGrid.pull_messages
 
-    def listening(self: Grid, messages: list[Message], *, timeout: float | None = None) -> object:
-        replies = list(deliver(self, messages, timeout=timeout))  # type: ignore[arg-type]
+    def listening(self: Grid, message_ids: list[str]) -> list[Message]:
+        replies = list(pull(self, message_ids))  # type: ignore[arg-type]
         for reply in replies:
             if "head" in reply.content:
                 metrics = reply.content["metrics"]
                 caught.append((int(metrics["num-examples"]), from_record(reply.content["head"])))  # type: ignore[index, call-overload, arg-type]
         return replies
 
-    monkeypatch.setattr(InProcessGrid, "send_and_receive", listening)
+    monkeypatch.setattr(InProcessGrid, "pull_messages", listening)
     assert bouquet(*job, "--ranks", "2,2,2", "--rounds", "1", "-o", "run")[0] == 0
     state = load_state(Path("run/state"))
     assert state is not None

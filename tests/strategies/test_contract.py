@@ -255,3 +255,17 @@ def as_it_began(model: GlobalModel, sent: Factors) -> Factors:
 def test_both_cohorts_and_personal_methods_are_in_the_table() -> None:
     assert any(values[1] is MIXED for values in (p.values for p in cohorts(CONFIGURATIONS)))  # type: ignore[attr-defined]
     assert 0 < len(GLOBAL) < len(CONFIGURATIONS)
+
+
+@over_all
+def test_what_it_says_it_adds_to_merged_is_what_it_adds(
+    strategy: Strategy, ranks: Sequence[int]
+) -> None:
+    before = begun(strategy, ranks)
+    for number in range(1, 4):
+        after = strategy.aggregate(before, replies_to(strategy, before, ranks, seed=number))
+        if after.increment is not None:
+            gained = add(frozen(after), frozen(before), -1.0)
+            rounding = 1e-5 * (frobenius(total(after)) + frobenius(total(before)))
+            assert distance(dense_deltas(after.increment), gained) <= rounding
+        before = replace(after, increment=None)

@@ -1,0 +1,63 @@
+"""The parts of `merged` that a site has kept, and those that came with this message."""
+
+import hashlib
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+
+from flwr.app import RecordDict
+
+from adapters.adapter import Adapter
+from adapters.algebra import stack
+from adapters.codec import unpack
+from adapters.errors import BouquetError, listing
+from adapters.records import PIECE, from_record
+from client.shelf import FolderShelf
+
+
+def held_pieces(cache: Path) -> list[str]:
+    """The versions that lie whole in this folder, of any run."""
+    held = set()
+    for run in sorted(cache.glob("*")):
+        shelf = FolderShelf(run)
+        for name in shelf:
+            if name.startswith(PIECE) and _version(shelf.get(name, b"")) == name[len(PIECE) :]:
+                held.add(name[len(PIECE) :])
+    return sorted(held)
+
+
+def sum_of_pieces(
+    content: RecordDict, versions: Sequence[str], shelf: MutableMapping[str, bytes] | None
+) -> Adapter | None:
+    """Merged: the pieces of these versions side by side, in this order; None where there is none.
+
+    What came is put on the shelf, and what this run no longer needs is taken from it. Raises
+    BouquetError where a piece neither came nor is there, or is not what its version says.
+    """
+    packed: dict[str, bytes] = {}
+    missing = []
+    for version in versions:
+        name = PIECE + version
+        if name in content:
+            packed[name] = from_record(content[name])
+            if _version(packed[name]) != version:
+                raise BouquetError(f"{name} does not match its version: damaged on the way")
+            if shelf is not None:
+                shelf[name] = packed[name]
+        elif shelf is not None and name in shelf:
+            packed[name] = shelf[name]
+        else:
+            missing.append(version)
+    if missing:
+        raise BouquetError(
+            f"this site lacks {len(missing)} of {len(versions)} pieces of the global model "
+            f"({listing(missing)}): it will be sent them in its next round"
+        )
+    for name in list(shelf or ()):
+        if shelf is not None and name.startswith(PIECE) and name not in packed:
+            del shelf[name]
+    parts = [unpack(packed[PIECE + version]) for version in versions]
+    return stack(parts, [1.0] * len(parts)) if parts else None
+
+
+def _version(packed: bytes) -> str:
+    return hashlib.sha256(packed).hexdigest()[:32]

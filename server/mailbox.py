@@ -1,0 +1,91 @@
+"""Messages out, answers in: whoever is silent, a wait ends.
+
+Flower holds an answer until somebody asks for it. A mailbox asks for all that is still out, so that
+an answer that comes after its round is taken from the SuperLink, counted and dropped.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+SHORTEST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 1.0
+
+
+class Mailbox:
+    """A run's messages, and what is out of them.
+
+    strays: how many answers came that nobody waited for: `late` (their wait was over), `duplicate`
+    (the message was answered before), `foreign` (to no message of this mailbox).
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._waiting: set[str] = set()
+        self._later: set[str] = set()
+        self._overdue: set[str] = set()
+        self._answered: set[str] = set()
+        self._answers: list[Message] = []
+        self.strays: Counter[str] = Counter()
+
+    def node_ids(self) -> list[int]:
+        """The nodes that are connected now, sorted."""
+        return sorted(self._grid.get_node_ids())
+
+    def exchange(self, messages: Iterable[Message], seconds: float) -> Iterator[Message]:
+        """Send the messages and yield each answer as it comes, until `seconds` have passed.
+
+        The caller may stop before; what comes after that is late.
+        """
+        deadline = time.monotonic() + seconds
+        self._overdue |= self._waiting
+        self._waiting = self._push(messages)
+        pause = SHORTEST_PAUSE_SECONDS
+        while self._waiting:
+            came = self._pull()
+            yield from came
+            left = deadline - time.monotonic()
+            if not self._waiting or left <= 0.0:
+                return
+            pause = SHORTEST_PAUSE_SECONDS if came else min(2.0 * pause, LONGEST_PAUSE_SECONDS)
+            time.sleep(min(pause, left))
+
+    def ask_later(self, messages: Iterable[Message]) -> None:
+        """Send messages whose answers `answers` will hand out whenever they have come."""
+        self._later |= self._push(messages)
+
+    def answers(self) -> list[Message]:
+        """What has come for `ask_later` since the last call; waits for nothing."""
+        self._overdue |= self._waiting
+        self._waiting = set()
+        self._pull()
+        came, self._answers = self._answers, []
+        return came
+
+    def _push(self, messages: Iterable[Message]) -> set[str]:
+        return {name for name in self._grid.push_messages(list(messages)) if name}
+
+    def _pull(self) -> list[Message]:
+        """The answers that `exchange` waits for; all others are put where they belong."""
+        came = []
+        out = sorted(self._waiting | self._later | self._overdue)
+        for answer in self._grid.pull_messages(out) if out else []:
+            question = answer.metadata.reply_to_message_id
+            if question in self._waiting:
+                came.append(answer)
+            elif question in self._later:
+                self._answers.append(answer)
+            else:
+                self.strays[self._kind_of_stray(question)] += 1
+            for names in (self._waiting, self._later, self._overdue):
+                names.discard(question)
+            self._answered.add(question)
+        return came
+
+    def _kind_of_stray(self, question: str) -> str:
+        if question in self._answered:
+            return "duplicate"
+        return "late" if question in self._overdue else "foreign"

@@ -1,0 +1,178 @@
+"""Norms, clipping and the geometric median against dense float64 matrices."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.adapter import Adapter, Factors
+from adapters.algebra import truncate
+from adapters.codec import pack
+from server.exchange import Admitted, Reply
+from server.guard import change_norm, clip_change, geometric_median_weights, guard
+from server.roster import Member
+from settings.federation import ClientsSettings
+from settings.run import run_settings
+from tests.adapter_generators import make_adapter
+from tests.dense_oracle import Deltas, add, dense_deltas, frobenius
+
+SHAPES = {"layers.0.q_proj": (9, 12), "layers.0.v_proj": (6, 12)}
+START = make_adapter(50, SHAPES, 4, 0.7)
+
+
+def near(start: Adapter, seed: int, rank: int, size: float, scale: float) -> Adapter:
+    """Trained from this start: every factor moved by about `size`."""
+    rng = np.random.default_rng(seed)
+    modules = {}
+    for name, f in truncate(start, rank).items():
+        b = f.b * np.float32(f.scale / scale)
+        a_step = size * rng.standard_normal(f.a.shape, dtype=np.float32)
+        b_step = size * rng.standard_normal(f.b.shape, dtype=np.float32)
+        modules[name] = Factors(f.a + a_step, b + b_step, scale)
+    return Adapter(modules)
+
+
+def dense_change(adapter: Adapter, start: Adapter | None) -> Deltas:
+    now = dense_deltas(adapter)
+    return now if start is None else add(now, dense_deltas(truncate(start, adapter.rank)), -1.0)
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    rank=st.integers(1, 4),
+    size=st.floats(0.05, 3.0),
+    share=st.floats(0.01, 0.99),
+    begun=st.booleans(),
+)
+def test_clipping_ends_at_the_limit_on_the_way_back_to_the_start(
+    seed: int, rank: int, size: float, share: float, begun: bool
+) -> None:
+    start = START if begun else None
+    adapter = near(START, seed, rank, size, 16 / rank)
+    whole = frobenius(dense_change(adapter, start))
+    assert change_norm(adapter, start) == pytest.approx(whole, rel=1e-5)
+    clipped = clip_change(adapter, start, share * whole)
+    assert frobenius(dense_change(clipped, start)) == pytest.approx(share * whole, rel=1e-4)
+    for name, f in clipped.items():
+        begin, end = START[name], adapter[name]
+        assert f.a.shape == end.a.shape
+        if begun:  # the same t in A and in B, in every module
+            way_a, done_a = end.a - begin.a[:rank], f.a - begin.a[:rank]
+            t = float(np.vdot(way_a, done_a) / np.vdot(way_a, way_a))
+            assert 0.0 < t < 1.0
+            assert np.allclose(done_a, t * way_a, atol=1e-4)
+        else:
+            assert np.array_equal(f.a, end.a)
+            assert np.allclose(f.b, share * end.b, rtol=1e-4)
+
+
+def test_a_change_within_the_limit_is_left_as_it_is() -> None:
+    adapter = near(START, 3, 2, 0.5, 8.0)
+    limit = 1.5 * change_norm(adapter, START)
+    clipped = clip_change(adapter, START, limit)
+    for name, f in clipped.items():
+        assert np.allclose(f.a, adapter[name].a, atol=1e-6)
+        assert np.allclose(f.b, adapter[name].b, atol=1e-6)
+
+
+def reply_of(name: str, adapter: Adapter) -> Reply:
+    return Reply(Member(name, 0, 2, adapter.rank, 10, "base", ()), adapter, 10, {}, 100)
+
+
+def clients(**values: float) -> ClientsSettings:
+    layer = {"clients." + name.replace("_", "-"): value for name, value in values.items()}
+    return run_settings(layer).clients
+
+
+HONEST = [near(START, seed, 2, 0.1, 8.0) for seed in range(4)]
+
+
+def scaled(adapter: Adapter, factor: float) -> Adapter:
+    return Adapter({n: Factors(f.a, f.b * np.float32(factor), f.scale) for n, f in adapter.items()})
+
+
+def admitted(*adapters: Adapter) -> Admitted:
+    replies = [reply_of(f"client-{k}", adapter) for k, adapter in enumerate(adapters)]
+    return Admitted(replies, [], [])
+
+
+def test_a_change_a_thousand_times_the_median_is_excluded_and_named() -> None:
+    huge = scaled(HONEST[2], 1e5)
+    found = guard(admitted(HONEST[0], huge, HONEST[1]), START, clients())
+    assert [reply.member.name for reply in found.replies] == ["client-0", "client-2"]
+    (rejection,) = found.rejected
+    assert rejection.client == "client-1"
+    ratio = frobenius(dense_change(huge, START)) / np.median(
+        [frobenius(dense_change(x, START)) for x in (HONEST[0], huge, HONEST[1])]
+    )
+    said = re.search(r"([\d.e+]+) times the median", rejection.reason)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(ratio, rel=0.01)
+
+
+def test_honest_replies_pass_as_they_are() -> None:
+    before = admitted(*HONEST)
+    assert guard(before, START, clients()).replies == before.replies
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_two_nobody_is_out_of_line(count: int) -> None:
+    before = admitted(HONEST[0], scaled(HONEST[1], 1e5))
+    few = Admitted(before.replies[:count], [], [])
+    assert guard(few, START, clients()) is few
+
+
+def test_the_guard_can_be_turned_off() -> None:
+    before = admitted(HONEST[0], scaled(HONEST[2], 1e5), HONEST[1])
+    assert guard(before, START, clients(max_norm_ratio=0.0)) is before
+
+
+def test_clipping_touches_only_what_is_too_large() -> None:
+    large = scaled(HONEST[2], 3.0)
+    found = guard(admitted(HONEST[0], large, HONEST[1]), START, clients(clip_norm_ratio=1.5))
+    assert found.rejected == []
+    sizes = [frobenius(dense_change(reply.adapter, START)) for reply in found.replies]
+    median = np.median([frobenius(dense_change(x, START)) for x in (HONEST[0], large, HONEST[1])])
+    assert sizes[1] == pytest.approx(1.5 * median, rel=1e-4)
+    assert pack(found.replies[0].adapter) == pack(HONEST[0])
+
+
+def test_no_change_at_all_excludes_nobody() -> None:
+    still = truncate(START, 2)
+    assert guard(admitted(still, still, HONEST[0]), START, clients()).rejected == []
+
+
+def objective(points: np.ndarray, shares: np.ndarray, at: np.ndarray) -> float:
+    return float(shares @ np.linalg.norm(points - at, axis=1))
+
+
+@given(seed=st.integers(0, 2**20), count=st.integers(2, 7), dimension=st.integers(1, 5))
+def test_the_weights_give_the_geometric_median(seed: int, count: int, dimension: int) -> None:
+    rng = np.random.default_rng(seed)
+    points, shares = rng.standard_normal((count, dimension)), rng.random(count) + 0.1
+    shares /= shares.sum()
+    weights = np.array(geometric_median_weights(points @ points.T, list(shares)))
+    assert weights.min() >= 0.0
+    assert weights.sum() == pytest.approx(1.0)
+    best = objective(points, shares, points.T @ weights)
+    others = [*points, shares @ points]
+    others += [points.T @ weights + 0.02 * rng.standard_normal(dimension) for _ in range(50)]
+    assert best <= min(objective(points, shares, other) for other in others) + 1e-3
+
+
+def test_a_minority_cannot_drag_the_median_away() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((7, 4))
+    attacked = points.copy()
+    attacked[4:] *= 1e6
+    weights = np.array(geometric_median_weights(attacked @ attacked.T, [1 / 7] * 7))
+    spread = np.linalg.norm(points[:4] - points[:4].mean(axis=0), axis=1).max()
+    assert np.linalg.norm(attacked.T @ weights - points[:4].mean(axis=0)) < 5 * spread
+    assert np.linalg.norm(attacked.mean(axis=0)) > 1e4 * spread
+
+
+def test_clients_that_agree_keep_their_shares() -> None:
+    same = np.ones((3, 3))
+    assert geometric_median_weights(same, [0.5, 0.3, 0.2]) == pytest.approx([0.5, 0.3, 0.2])

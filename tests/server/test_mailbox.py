@@ -1,0 +1,117 @@
+"""Waits end, late answers are counted, and nobody's answer is taken for another's."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from server.mailbox import Mailbox
+from simulations.grid import InProcessGrid
+from tests.fake_clients import fake_app
+
+
+class SlowGrid(InProcessGrid):
+    """Answers are handed out when the test says so, to whatever message it says."""
+
+    def __init__(self) -> None:
+        super().__init__(fake_app(), 3, {})
+        self.names = itertools.count()
+        self.pushed: dict[str, Message] = {}
+        self.ready: list[str] = []
+        self.asked: list[list[str]] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        named = {f"m{next(self.names)}": message for message in messages}
+        self.pushed |= named
+        return list(named)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self.asked.append(list(message_ids))
+        came, self.ready = self.ready, []
+        return [self.answer_to(name) for name in came]
+
+    def answer_to(self, name: str) -> Message:
+        answer = Message(RecordDict(), reply_to=next(iter(self.pushed.values())))
+        answer.metadata.__dict__["_reply_to_message_id"] = name
+        return answer
+
+
+@pytest.fixture
+def grid() -> SlowGrid:
+    return SlowGrid()
+
+
+def letters(count: int) -> list[Message]:
+    return [
+        Message(RecordDict({"ask": ConfigRecord()}), dst_node_id=2 + n, message_type="query")
+        for n in range(count)
+    ]
+
+
+def questions(answers: Iterable[Message]) -> list[str]:
+    return [answer.metadata.reply_to_message_id for answer in answers]
+
+
+def test_answers_are_yielded_as_they_come(grid: SlowGrid) -> None:
+    answers = Mailbox(grid).exchange(letters(3), 60.0)
+    grid.ready = ["m2"]
+    assert questions([next(answers)]) == ["m2"]
+    grid.ready = ["m0", "m1"]
+    assert questions(answers) == ["m0", "m1"]
+    assert grid.asked == [["m0", "m1", "m2"], ["m0", "m1"]]
+
+
+def test_a_silent_node_does_not_hold_the_wait_beyond_its_deadline(grid: SlowGrid) -> None:
+    mailbox = Mailbox(grid)
+    grid.ready = ["m1"]
+    assert questions(mailbox.exchange(letters(2), 0.05)) == ["m1"]
+    assert not mailbox.strays
+
+
+def test_what_comes_after_its_wait_is_late_and_not_taken_for_another(grid: SlowGrid) -> None:
+    mailbox = Mailbox(grid)
+    list(mailbox.exchange(letters(2), 0.0))
+    grid.ready = ["m0", "m3"]
+    assert questions(mailbox.exchange(letters(2), 0.0)) == ["m3"]
+    assert mailbox.strays == {"late": 1}
+    assert grid.asked[-1] == ["m0", "m1", "m2", "m3"]
+
+
+def test_a_second_answer_and_one_to_nothing_are_counted(grid: SlowGrid) -> None:
+    mailbox = Mailbox(grid)
+    grid.ready = ["m0", "m0", "elsewhere"]
+    assert questions(mailbox.exchange(letters(2), 0.0)) == ["m0"]
+    assert mailbox.strays == {"duplicate": 1, "foreign": 1}
+
+
+def test_a_caller_may_stop_early(grid: SlowGrid) -> None:
+    mailbox = Mailbox(grid)
+    grid.ready = ["m1"]
+    for answer in mailbox.exchange(letters(3), 60.0):
+        assert questions([answer]) == ["m1"]
+        break
+    grid.ready = ["m0"]
+    assert mailbox.answers() == []
+    assert mailbox.strays == {"late": 1}
+
+
+def test_answers_asked_for_later_are_handed_out_once_whenever_they_come(grid: SlowGrid) -> None:
+    mailbox = Mailbox(grid)
+    mailbox.ask_later(letters(2))
+    assert mailbox.answers() == []
+    grid.ready = ["m1", "m2"]
+    assert questions(mailbox.exchange(letters(1), 0.0)) == ["m2"]
+    assert questions(mailbox.answers()) == ["m1"]
+    assert mailbox.answers() == []
+    grid.ready = ["m0"]
+    assert questions(mailbox.answers()) == ["m0"]
+    assert not mailbox.strays
+
+
+def test_a_message_that_could_not_be_sent_is_not_waited_for(grid: SlowGrid) -> None:
+    push: Any = grid.push_messages
+    grid.push_messages = lambda messages: [None, *list(push(messages))[1:]]  # type: ignore
+    grid.ready = ["m1"]
+    assert questions(Mailbox(grid).exchange(letters(2), 60.0)) == ["m1"]
