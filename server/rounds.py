@@ -65,23 +65,25 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
         kept.base if kept else None,
     )
     refuse_ranks(settings.strategy.name, strategy, roster.ranks)
-    folder, state = open_run_folder(settings)
-    if state is not None:
-        _check_same_base(state, roster)
-    attendance = Attendance(
-        mailbox, roster, lambda ranks: refuse_ranks(settings.strategy.name, strategy, ranks)
-    )
-    run = Run(settings, strategy, mailbox, attendance, folder, current_observer())
-    run.observer.run_opened(folder.path, roster, state.round if state else 0, settings.rounds)
-    if state is None:
-        state = _begin(run)
-    while state.round < settings.rounds:
-        state = _play_round(run, state)
-    total = state.model.total()
-    if total is not None and not strategy.properties.personal:
-        run.observer.phase_started("writing the adapter")
-        folder.export(total, settings.model.path, state.model.head, settings.data.listed_labels())
-    run.observer.run_finished(folder.path)
+    with open_run_folder(settings) as (folder, state):
+        if state is not None:
+            _check_same_base(state, roster)
+        attendance = Attendance(
+            mailbox, roster, lambda ranks: refuse_ranks(settings.strategy.name, strategy, ranks)
+        )
+        run = Run(settings, strategy, mailbox, attendance, folder, current_observer())
+        done = state.round if state else 0
+        run.observer.run_opened(folder.path, roster, done, settings.rounds)
+        if state is None:
+            state = _begin(run)
+        while state.round < settings.rounds:
+            state = _play_round(run, state)
+        total = state.model.total()
+        if total is not None and not strategy.properties.personal:
+            run.observer.phase_started("writing the adapter")
+            labels = settings.data.listed_labels()
+            folder.export(total, settings.model.path, state.model.head, labels)
+        run.observer.run_finished(folder.path)
     return folder.path
 
 

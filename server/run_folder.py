@@ -6,13 +6,15 @@ runs/NAME/state/          see server/state.py
 runs/NAME/adapter/        the global model as a PEFT adapter
 """
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,25 @@ class RunFolder:
                     f"a resumed run keeps its configuration, but {name} was {value!r} and is now "
                     f"{now.get(name)!r}; only {', '.join(MAY_CHANGE_ON_RESUME)} may change"
                 )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes this run meanwhile; a process that dies lets go.
+
+        UsageError where another process holds it: two servers of one run would tear its log.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"another process is running {self.path}: wait until it has ended, stop it "
+                    "(under Flower: flwr stop RUN-ID), or choose another output"
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
 
     def load(self, wire_dtype: str) -> ServerState | None:
         """The newest whole state, with rounds.jsonl cut back to where it was saved.
@@ -138,14 +159,17 @@ class RunFolder:
             raise BouquetError(f"{self.path / name} could not be written: {error}") from error
 
 
-def open_run_folder(settings: RunSettings) -> tuple[RunFolder, ServerState | None]:
-    """The folder that settings ask for: a new one, or with `resume` the existing one's state."""
+@contextmanager
+def open_run_folder(settings: RunSettings) -> Iterator[tuple[RunFolder, ServerState | None]]:
+    """The folder that settings ask for, locked: a new one, or with `resume` the existing one's."""
     folder = RunFolder(Path(settings.output) if settings.output else next_output(settings))
-    if not settings.resume or not (folder.path / "config.toml").is_file():
+    goes_on = settings.resume and (folder.path / "config.toml").is_file()
+    if goes_on:
+        folder.check_same(settings)
+    else:
         folder.create(settings)
-        return folder, None
-    folder.check_same(settings)
-    return folder, folder.load(settings.wire.dtype)
+    with folder.locked():
+        yield folder, folder.load(settings.wire.dtype) if goes_on else None
 
 
 def peek_state(settings: RunSettings) -> ServerState | None:

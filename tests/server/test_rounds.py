@@ -10,11 +10,11 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, Factors
 from adapters.algebra import truncate
-from adapters.codec import unpack
+from adapters.codec import pack, unpack
 from adapters.errors import BouquetError, UsageError
-from adapters.records import from_record
+from adapters.records import from_record, to_record
 from server.rounds import run_rounds
 from server.run_folder import RunFolder
 from server.state import load_state
@@ -261,6 +261,34 @@ def test_resume_needs_the_same_configuration(tmp_path: Path) -> None:
         play(settings_of(tmp_path / "run", rounds=1, resume=True, seed=7))
     with pytest.raises(UsageError, match="has base model other-base, the run's is fake-base"):
         play(settings_of(tmp_path / "run", rounds=2, resume=True), fake_app(base="other-base"))
+
+
+def test_two_servers_of_one_run_do_not_write_at_once(tmp_path: Path) -> None:
+    play(settings_of(tmp_path / "run", rounds=1))
+    lock, refused = RunFolder(tmp_path / "run").locked(), "another process is running"
+    with lock, pytest.raises(UsageError, match=refused):
+        play(settings_of(tmp_path / "run", rounds=2, resume=True))
+    play(settings_of(tmp_path / "run", rounds=2, resume=True))
+
+
+@pytest.mark.parametrize("rule", ["examples", "uniform", "geometric-median"])
+def test_a_crowd_of_three_outvotes_a_liar_only_under_the_robust_rule(
+    rule: Value, tmp_path: Path
+) -> None:
+    def lie(client: int, message: Message, reply: Message) -> Message:
+        if client == 3 and "adapter" in reply.content:
+            honest = unpack(from_record(reply.content["adapter"]))
+            far = {n: Factors(f.a, f.b * np.float32(90), f.scale) for n, f in honest.items()}
+            reply.content["adapter"] = to_record(pack(Adapter(far)))
+        return reply
+
+    values: dict[str, Value] = {"clients__count": 4, "lora__rank": "2", "rounds": 1}
+    values |= {"clients__weights": rule, "clients__max_norm_ratio": 0.0}
+    lied = play(settings_of(tmp_path / "lied", **values), fake_app(tamper=lie))
+    norms = [client["delta_norm"] for client in rounds_of(lied)[1]["clients"]]
+    ratio = rounds_of(lied)[1]["increment_norm"] / max(norms[:3])
+    assert norms[3] > 50 * max(norms[:3])
+    assert (ratio < 3) == (rule == "geometric-median")
 
 
 def test_a_finished_run_can_be_given_more_rounds(tmp_path: Path) -> None:
