@@ -108,6 +108,18 @@ class Adapter(Mapping[str, Factors]):
         return sum(factors.a.size + factors.b.size for factors in self.values())
 
 
+def largest(values: FloatArray) -> float:
+    """The largest |x|; 0 of nothing, NaN where any value is NaN. Makes no array of their size.
+
+    >>> largest(np.array([1.0, -3.0], np.float32))
+    3.0
+    """
+    if not values.size:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        return float(max(values.max(), -values.min()))
+
+
 def same_shapes(adapters: list[Adapter]) -> dict[str, tuple[int, int]]:
     """The shapes that all of these adapters share; AdapterError names what differs."""
     if not adapters:

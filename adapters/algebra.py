@@ -110,6 +110,22 @@ def total_norm(norms: Mapping[str, float]) -> float:
     return float(np.sqrt(sum(value**2 for value in norms.values())))
 
 
+def relative_error(wanted: Sequence[Adapter], found: Sequence[Adapter]) -> float:
+    """||sum_i delta(wanted_i) - sum_j delta(found_j)||_F / ||sum_i delta(wanted_i)||_F.
+
+    0 where nothing is wanted, or only zeros.
+
+    >>> x = Adapter({"q": Factors(np.ones((1, 2), np.float32), np.ones((3, 1), np.float32), 2.0)})
+    >>> relative_error([x, x], [x])
+    0.5
+    """
+    whole = [(1.0, adapter) for adapter in wanted]
+    size = total_norm(module_norms(whole)) if whole else 0.0
+    if size == 0.0:
+        return 0.0
+    return total_norm(module_norms(whole + [(-1.0, adapter) for adapter in found])) / size
+
+
 def truncate(adapter: Adapter, rank: int) -> Adapter:
     """The first `rank` rows of A and columns of B of every module; lower ranks stay as they are.
 

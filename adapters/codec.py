@@ -1,60 +1,80 @@
 """The wire form of an adapter: one byte string in safetensors form, read as if from an enemy.
 
-    8 bytes   length of the header, little endian
-    header    JSON: tensor name -> dtype, shape, data_offsets; and under __metadata__ the format,
-              the scale of every module and the SHA-256 of the data
-    data      the tensors, in the order of the header, without gaps
+The bytes are a safetensors file (adapters/framing.py), with tensors named MODULE.lora_A and
+MODULE.lora_B, so that any safetensors reader can open them. Under __metadata__ its header holds the
+format, the SHA-256 of the data and the scales: one number where all modules share it, else one for
+each by name. Where the receiver knows one of the two factors already, only the other travels.
 
-Tensors are named MODULE.lora_A and MODULE.lora_B, so any safetensors reader can open the bytes.
-Where the receiver knows one of the two already, only the other travels.
-Factors travel in float32, or at half the bytes in bfloat16 or float16; they are held in float32.
+Factors are held in float32. They travel as they are or rounded to bfloat16, float16 or int8
+(adapters/number_formats.py); one in int8 is followed by the scales of its blocks, a vector in
+bfloat16 named MODULE.lora_A.scales.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from adapters.adapter import Adapter, Factors, FloatArray, Shapes
+from adapters.adapter import Adapter, Factors, FloatArray, Shapes, largest
 from adapters.errors import AdapterError
+from adapters.framing import (
+    MAX_DIMENSION,
+    MAX_HEADER_BYTES,
+    claimed,
+    frame,
+    parse_json,
+    split,
+    tensor_bytes,
+)
+from adapters.number_formats import (
+    ITEM_BYTES,
+    SCALE_CODE,
+    WIRE_DTYPES,
+    Layout,
+    decode,
+    encode,
+    encoded_bytes,
+    num_blocks,
+)
 
 FORMAT = "bouquet-adapter-1"
-WIRE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-MAX_HEADER_BYTES = 64 << 20
 HEADER_BYTES_PER_MODULE = 1024
-MAX_DIMENSION = 2**31 - 1
+LAYOUTS: dict[str, Layout] = {"A": "C", "B": "F"}
+"""How factors are held; those of each direction lie together."""
+SCALES = ".scales"
 
 
-def _to_bfloat16(values: FloatArray) -> npt.NDArray[np.uint16]:
-    """Round to nearest, ties to even, as the hardware does: keep the upper half of each float32."""
-    bits = values.view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+@dataclass(frozen=True)
+class Limits:
+    """The most that an adapter may hold; more is refused before it is read or made."""
+
+    header_bytes: int = MAX_HEADER_BYTES
+    values: float = math.inf
+    """Of all factors that travel, whatever the format: each takes four bytes once it is here."""
+    factors: str = "both"
+    """Those that may travel: `A`, `B` or `both`."""
 
 
-def _from_bfloat16(data: bytes) -> FloatArray:
-    return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+def limits_of(shapes: Shapes, rank: int, factors: str = "both") -> Limits:
+    """What these factors of an adapter of at most this rank over these modules stay within.
 
-
-_ENCODE: dict[str, Callable[[FloatArray], Any]] = {
-    "F32": lambda values: values.astype("<f4", copy=False),
-    "BF16": _to_bfloat16,
-    "F16": lambda values: values.astype("<f2"),
-}
-_DECODE: dict[str, Callable[[bytes], Any]] = {
-    "F32": lambda data: np.frombuffer(data, "<f4").astype(np.float32),
-    "BF16": _from_bfloat16,
-    "F16": lambda data: np.frombuffer(data, "<f2").astype(np.float32),
-}
+    >>> limits_of({"q": (3, 5)}, rank=2)
+    Limits(header_bytes=5120, values=16, factors='both')
+    """
+    sizes = {"A": sum(n for _, n in shapes.values()), "B": sum(m for m, _ in shapes.values())}
+    values = rank * sum(size for letter, size in sizes.items() if factors in (letter, "both"))
+    return Limits(HEADER_BYTES_PER_MODULE * (len(shapes) + 4), values, factors)
 
 
 def pack(adapter: Adapter, dtype: str = "float32", factors: str = "both") -> bytes:
     """Adapter -> bytes. The same adapter always gives the same bytes.
 
-    dtype: float32 (exact), bfloat16 or float16 (half the bytes, rounded to nearest).
+    dtype: float32 (exact), bfloat16 or float16 (half the bytes), int8 (about a quarter); rounded
+    to nearest.
     factors: `A`, `B` or `both`: those that travel.
     Raises AdapterError for an unknown dtype, values that it cannot hold, or no module at all.
 
@@ -70,63 +90,85 @@ def pack(adapter: Adapter, dtype: str = "float32", factors: str = "both") -> byt
     entries: dict[str, Any] = {}
     chunks: list[bytes] = []
     at = 0
+
+    def add(tensor: str, code: str, shape: list[int], chunk: bytes) -> None:
+        nonlocal at
+        offsets = [at, at + len(chunk)]
+        entries[tensor] = {"dtype": code, "shape": shape, "data_offsets": offsets}
+        chunks.append(chunk)
+        at += len(chunk)
+
     for name, module in adapter.items():
         for letter, values in (("A", module.a), ("B", module.b)):
             if factors not in (letter, "both"):
                 continue
             tensor = f"{name}.lora_{letter}"
-            with np.errstate(over="ignore"):
-                chunk = _ENCODE[code](np.ascontiguousarray(values)).tobytes()
-            # The values too: rounding to bfloat16 can carry a NaN over into a zero.
-            if code != "F32" and not (
-                np.isfinite(values).all() and np.isfinite(_DECODE[code](chunk)).all()
-            ):
-                raise AdapterError(
-                    f"{tensor} holds values too large for {dtype} or not finite: send float32"
-                )
-            offsets = [at, at + len(chunk)]
-            entries[tensor] = {"dtype": code, "shape": list(values.shape), "data_offsets": offsets}
-            chunks.append(chunk)
-            at += len(chunk)
+            chunk, scales = _encoded(values, dtype, LAYOUTS[letter], tensor)
+            add(tensor, code, list(values.shape), chunk)
+            if code == "I8":
+                add(tensor + SCALES, SCALE_CODE, [num_blocks(values.size)], scales)
     data = b"".join(chunks)
     entries["__metadata__"] = {
         "format": FORMAT,
-        "scales": json.dumps({name: module.scale for name, module in adapter.items()}),
+        "scales": _written_scales(adapter),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data
+    return frame(entries, data)
+
+
+def _written_scales(adapter: Adapter) -> str:
+    """One number where it is that of all modules, which is most of the time; else by name."""
+    scales = {name: module.scale for name, module in adapter.items()}
+    shared = {json.dumps(scale) for scale in scales.values()}
+    return shared.pop() if len(shared) == 1 else json.dumps(scales)
+
+
+def _encoded(values: FloatArray, dtype: str, layout: Layout, tensor: str) -> tuple[bytes, bytes]:
+    """What `encode` gives; AdapterError where a rounded format cannot hold the values."""
+    code = WIRE_DTYPES[dtype]
+    if code == "F32":
+        return encode(values, code, layout)
+    # The values too: rounding to bfloat16 can carry a NaN over into a zero.
+    if np.isfinite(largest(values)):
+        chunk, scales = encode(values, code, layout)
+        if np.isfinite(largest(decode(chunk, code, values.shape, layout, scales))):
+            return chunk, scales
+    raise AdapterError(f"{tensor} holds values too large for {dtype} or not finite: send float32")
 
 
 def budget_bytes(shapes: Shapes, rank: int, dtype: str = "float32") -> int:
     """The most bytes that an honest adapter of this rank over these modules can take.
 
-    sum r (m + n) values at their width, and room for the header (1 KiB a module).
+    sum r (m + n) values at their width, the scales of int8, and room for the header (1 KiB a
+    module).
     """
-    values = sum(rank * (m + n) for m, n in shapes.values())
-    return values * ITEM_BYTES[WIRE_DTYPES[dtype]] + HEADER_BYTES_PER_MODULE * (len(shapes) + 4)
+    code = WIRE_DTYPES[dtype]
+    values = sum(encoded_bytes(code, rank * size) for shape in shapes.values() for size in shape)
+    return values + limits_of(shapes, rank).header_bytes
 
 
-def unpack(packed: bytes, known: Adapter | None = None) -> Adapter:
+def unpack(packed: bytes, known: Adapter | None = None, limits: Limits | None = None) -> Adapter:
     """Bytes -> Adapter, checking everything that the bytes claim before relying on it.
 
+    Besides the adapter itself nothing of its size is allocated, and nothing of it where the bytes
+    are refused for more than their numbers.
+
+    limits: by default only the header is bounded.
     known: where only one factor of a module travels, the first rows of A or columns of s B of this
     adapter are the other.
 
     Raises AdapterError, and nothing else, for any input that `pack` did not make: lying lengths,
     gaps, overlaps, unknown dtypes, missing halves, non-finite values, a wrong hash.
     """
-    header, data = _split(packed)
+    limits = limits or Limits()
+    header, data = split(packed, limits.header_bytes)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise AdapterError(f"expected an adapter in format {FORMAT}; its header names no such one")
-    scales = _parse_json(str(metadata.get("scales")), "scales")
     if metadata.get("sha256") != hashlib.sha256(data).hexdigest():
         raise AdapterError("the data does not match the SHA-256 in its header: damaged on the way")
-    if not scales:
-        raise AdapterError("there is no module in this adapter: its header names no scale")
-    tensors = _read_tensors(header, data)
+    scales = _read_scales(str(metadata.get("scales")), header)
+    tensors = _read_tensors(header, data, limits)
     modules = {}
     for name, scale in scales.items():
         if isinstance(scale, bool) or not isinstance(scale, int | float):
@@ -147,6 +189,16 @@ def unpack(packed: bytes, known: Adapter | None = None) -> Adapter:
     return Adapter(modules)
 
 
+def as_sent(adapter: Adapter, dtype: str, factors: str = "both") -> Adapter:
+    """What whoever has the rest of this adapter holds after receiving these factors of it.
+
+    >>> x = Adapter({"q": Factors(np.ones((1, 2), np.float32), np.ones((3, 1), np.float32), 2.0)})
+    >>> as_sent(x, "int8", "A")["q"].a.round(3).tolist()
+    [[1.0, 1.0]]
+    """
+    return unpack(pack(adapter, dtype, factors), adapter)
+
+
 def _completed(
     a: FloatArray | None, b: FloatArray | None, scale: float, known: Factors | None
 ) -> tuple[FloatArray, FloatArray]:
@@ -157,74 +209,79 @@ def _completed(
         assert a is not None
         if not np.isfinite(scale) or scale <= 0.0:
             raise AdapterError(f"its scale must be finite and above zero; got {scale}")
-        with np.errstate(over="ignore"):
-            return a, known.b[:, : a.shape[0]] * np.float32(known.scale / scale)
+        with np.errstate(over="ignore", invalid="ignore"):
+            b = known.b[:, : a.shape[0]] * np.float32(known.scale / scale)
+        if not np.isfinite(largest(b)):
+            raise AdapterError(f"its scale is too small for the lora_B that is here; got {scale}")
+        return a, b
     return known.a[: b.shape[1]], b
 
 
-def _split(packed: bytes) -> tuple[dict[str, Any], bytes]:
-    if len(packed) < 8:
-        raise AdapterError(f"an adapter takes at least 8 bytes; got {len(packed)}")
-    length = int.from_bytes(packed[:8], "little")
-    if length > min(len(packed) - 8, MAX_HEADER_BYTES):
+def _read_scales(text: str, tensors: Iterable[str]) -> dict[str, object]:
+    """Module -> its scale, not yet checked."""
+    scales = parse_json(text, "scales")
+    if isinstance(scales, int | float) and not isinstance(scales, bool):
+        halves = (name.rpartition(".lora_") for name in tensors)
+        scales = {module: scales for module, _, letter in halves if letter in LAYOUTS}
+    if not isinstance(scales, dict):
         raise AdapterError(
-            f"the header claims {length} bytes, but {len(packed) - 8} follow: truncated or not an "
-            "adapter"
+            f"the scales must be one number or a JSON object; got {type(scales).__name__}"
         )
-    return _parse_json(packed[8 : 8 + length], "header"), packed[8 + length :]
+    if not scales:
+        raise AdapterError("there is no module in this adapter: its header names no scale")
+    return scales
 
 
-def _parse_json(text: bytes | str, what: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"the {what} is not valid JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise AdapterError(f"the {what} must be a JSON object; got {type(parsed).__name__}")
-    return parsed
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise ValueError("a name stands twice")
-    return entries
-
-
-def _read_tensors(header: dict[str, Any], data: bytes) -> dict[str, FloatArray]:
+def _read_tensors(
+    header: dict[str, Any], data: memoryview, limits: Limits
+) -> dict[str, FloatArray]:
+    """The factors; one in int8 with the scales of its blocks, which follow it."""
     tensors = {}
-    at = 0
-    for name, entry in header.items():
-        match entry:
-            case {
-                "dtype": str(code),
-                "shape": [int(rows), int(columns)],
-                "data_offsets": [int(begin), int(end)],
-            } if code in ITEM_BYTES and _are_sizes(rows, columns) and _are_ints(begin, end):
-                expected = rows * columns * ITEM_BYTES[code]
-            case _:
-                raise AdapterError(
-                    f"tensor {name!r:.200} must have a dtype of {', '.join(ITEM_BYTES)}, a shape "
-                    f"of two sizes up to {MAX_DIMENSION} and two data_offsets; got {entry!r:.200}"
-                )
-        if begin != at or end != at + expected or end > len(data):
+    at, left = 0, limits.values
+    entries = iter(header.items())
+    for name, entry in entries:
+        code, shape = _claimed_factor(name, entry)
+        if limits.factors not in (name[-1:], "both"):
             raise AdapterError(
-                f"tensor {name!r:.200} of shape [{rows}, {columns}] should lie at bytes {at} to "
-                f"{at + expected} of {len(data)}; its header says {begin} to {end}"
+                f"tensor {name!r:.200} came where lora_{limits.factors} alone was asked for"
             )
-        values = _DECODE[code](data[begin:end]).reshape(rows, columns)
-        if not np.isfinite(values).all():
+        left -= shape[0] * shape[1]
+        if left < 0:
+            raise AdapterError(
+                f"tensor {name!r:.200} of shape {list(shape)} goes beyond the {limits.values:,} "
+                "values that this client's adapter has"
+            )
+        chunk = tensor_bytes(name, entry, at, ITEM_BYTES[code] * shape[0] * shape[1], data)
+        at += len(chunk)
+        scales = data[:0]
+        if code == "I8":
+            blocks = num_blocks(shape[0] * shape[1])
+            follower, entry = next(entries, ("nothing", {}))
+            if follower != name + SCALES or claimed(entry, 1) != (SCALE_CODE, [blocks]):
+                raise AdapterError(
+                    f"tensor {name!r:.200} in I8 must be followed by its {SCALES}, {blocks} of "
+                    f"them in {SCALE_CODE}; got {follower!r:.200}: {entry!r:.200}"
+                )
+            scales = tensor_bytes(follower, entry, at, ITEM_BYTES[SCALE_CODE] * blocks, data)
+            at += len(scales)
+        try:
+            values = decode(chunk, code, shape, LAYOUTS.get(name[-1:], "C"), scales)
+        except AdapterError as error:
+            raise AdapterError(f"tensor {name!r:.200}: {error}") from None
+        if not np.isfinite(largest(values)):
             raise AdapterError(f"tensor {name!r:.200} holds values that are not finite")
         tensors[name] = values
-        at = end
     if at != len(data):
         raise AdapterError(f"{len(data) - at} bytes follow the last tensor")
     return tensors
 
 
-def _are_ints(*numbers: int) -> bool:
-    return not any(isinstance(number, bool) for number in numbers)  # JSON's true is an int here
-
-
-def _are_sizes(*numbers: int) -> bool:
-    return _are_ints(*numbers) and all(0 <= number <= MAX_DIMENSION for number in numbers)
+def _claimed_factor(name: str, entry: object) -> tuple[str, tuple[int, int]]:
+    found = claimed(entry, 2)
+    if found is None or found[0] not in ITEM_BYTES:
+        raise AdapterError(
+            f"tensor {name!r:.200} must have a dtype of {', '.join(ITEM_BYTES)}, a shape of two "
+            f"sizes up to {MAX_DIMENSION} and two data_offsets; got {entry!r:.200}"
+        )
+    code, (rows, columns) = found
+    return code, (rows, columns)

@@ -38,3 +38,13 @@ def listing(items: Iterable[object], limit: int = 5) -> str:
     shown = [str(item) for item in items]
     head = ", ".join(shown[:limit])
     return head if len(shown) <= limit else f"{head} (showing {limit} of {len(shown)})"
+
+
+def quoted(text: object, limit: int = 500) -> str:
+    r"""What a stranger wrote, cut and without anything that a terminal would obey.
+
+    >>> print(quoted("out of memory\x1b[2J"))
+    out of memory\x1b[2J
+    """
+    shown = str(text)[:limit]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)

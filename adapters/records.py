@@ -35,6 +35,10 @@ def from_record(record: object, limit: int | None = None) -> bytes:
         raise AdapterError(
             f"expected uint8 bytes of type {STYPE}; got {array.dtype!r:.40} of {array.stype!r:.40}"
         )
+    if array.shape != (len(array.data),):
+        raise AdapterError(
+            f"{len(array.data):,} bytes came under a shape of {tuple(array.shape)!s:.40}"
+        )
     if limit is not None and len(array.data) > limit:
         raise AdapterError(f"{len(array.data):,} bytes came where at most {limit:,} can be needed")
     return array.data

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "flower": "the same job under Flower's Ray simulation over in process",
     "memory": "peak memory with many clients over one",
     "algebra": "stack, refactor and the wire codec over memcpy and one matrix product",
+    "wire": "bytes of an adapter in each number format over raw float32, and what it costs",
     "truncation": "flexlora and florist by stacked factors over the dense route",
 }
 

@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from adapters.adapter import Adapter, FloatArray, Shapes, draw
+from adapters.algebra import relative_error
 from adapters.codec import pack, unpack
 from adapters.errors import BouquetError, listing
 from adapters.head import pack_head, unpack_head
@@ -157,9 +158,12 @@ def train(content: RecordDict, context: Context) -> RecordDict:
         keep |= {name: factors.b for name, factors in adapter.items()}
     if keep:
         remember(shelf, told.round, keep)
+    packed = pack(adapter, told.wire_dtype, told.sends)
+    exact = told.wire_dtype == "float32"
+    wire_error = 0.0 if exact else relative_error([adapter], [unpack(packed, adapter)])
     reply = RecordDict(
         {
-            "adapter": to_record(pack(adapter, told.wire_dtype, told.sends)),
+            "adapter": to_record(packed),
             "reply": ConfigRecord({"round": told.round, "base": told.base}),
             "metrics": MetricRecord(
                 {
@@ -169,6 +173,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
                     "steps": trained.steps,
                     "seconds": trained.seconds,
                     "peak-bytes": trained.peak_bytes,
+                    "wire-error": wire_error,
                 }
             ),
         }

@@ -7,7 +7,7 @@ from dataclasses import replace
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from adapters.adapter import Adapter
-from adapters.codec import budget_bytes, unpack
+from adapters.codec import budget_bytes, limits_of, unpack
 from adapters.errors import AdapterError, BouquetError, UsageError, listing
 from adapters.records import from_record
 from server.mailbox import Mailbox
@@ -117,7 +117,8 @@ def ask_principal(mailbox: Mailbox, roster: Roster, rank: int, timeout: float) -
         for answer in mailbox.exchange([message], timeout):
             try:
                 limit = budget_bytes(roster.shapes, rank)
-                found = unpack(from_record(answer.content.get("principal"), limit=limit))
+                packed = from_record(answer.content.get("principal"), limit=limit)
+                found = unpack(packed, limits=limits_of(roster.shapes, rank))
                 if found.shapes != dict(roster.shapes) or found.rank > rank:
                     raise AdapterError("its modules or rank are not what was asked for")
             except (AdapterError, ValueError) as error:

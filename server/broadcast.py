@@ -8,9 +8,10 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from adapters.codec import pack
+from adapters.algebra import relative_error
+from adapters.codec import pack, unpack
 from adapters.head import pack_head
-from adapters.records import PIECE, to_record
+from adapters.records import PIECE, from_record, to_record
 from server.pieces import Piece
 from server.roster import Member
 from server.sampling import derive_seed
@@ -36,6 +37,8 @@ class Broadcast:
     num_bytes: int
     version: str
     """Hash of what the clients receive; names this global model in logs."""
+    rounded: bool = False
+    """What the clients receive is not exactly the global model."""
     pieces: tuple[Piece, ...] | None = None
     """The parts of merged, of which each client gets those that it lacks; None: it is in
     `records`, whole."""
@@ -91,8 +94,27 @@ def broadcast(
         RecordDict({name: to_record(data) for name, data in packed.items()}),
         sum(len(data) for data in packed.values()),
         digest.hexdigest()[:16],
-        pieces,
+        rounded=wire_dtype != "float32",
+        pieces=pieces,
     )
+
+
+def broadcast_error(model: GlobalModel, sent: Broadcast) -> float:
+    """||delta - delta as sent||_F / ||delta||_F of the global model, merged and start together.
+
+    0 where the number format on the wire is exact, or where there is no delta yet.
+    """
+    if not sent.rounded:
+        return 0.0
+    parts = {"merged": model.merged, "start": model.start}
+    whole = {name: part for name, part in parts.items() if part is not None}
+    came = [
+        unpack(from_record(sent.records[name]), part)
+        for name, part in whole.items()
+        if name in sent.records
+    ]
+    came += [unpack(piece.packed) for piece in sent.pieces or ()]
+    return relative_error(list(whole.values()), came)
 
 
 def broadcast_to(

@@ -4,17 +4,15 @@ A client is a stranger: every reply is checked before it is decoded or summed. A
 into a Rejection that says why, and the round goes on as if that client had not answered.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, largest
 from adapters.algebra import truncate
-from adapters.codec import budget_bytes, unpack
-from adapters.errors import AdapterError, listing
+from adapters.codec import budget_bytes, limits_of, unpack
+from adapters.errors import AdapterError, listing, quoted
 from adapters.head import Head, head_budget_bytes, unpack_head
 from adapters.records import from_record
 from server.broadcast import Asked
@@ -23,6 +21,9 @@ from settings.run import RunSettings
 from strategies.strategy import BOTH
 
 MAX_EXAMPLES = 10**9
+MAX_METRIC = 10**18
+"""Sums and products of a few of these are still numbers."""
+COUNTS = ("tokens", "steps", "seconds", "peak-bytes")
 MAX_SCALE = 1e4
 MAX_FACTOR = 1e4
 """No trained factor comes near; larger values are damage or malice."""
@@ -117,7 +118,8 @@ def _admit(
     known = None
     if asked.rule.sends != BOTH and start is not None:
         known = truncate(start, member.rank)
-    adapter = unpack(packed, known)
+    limits = limits_of(roster.shapes, member.rank, asked.rule.sends)
+    adapter = unpack(packed, known, limits)
     check_adapter(adapter, asked, roster.shapes)
     head, head_bytes = _admit_head(content, roster)
     metrics = read_metrics(content)
@@ -136,18 +138,19 @@ def _admit_head(content: RecordDict, roster: Roster) -> tuple[Head | None, int]:
     packed = from_record(content.get("head"), limit=head_budget_bytes(roster.head_shapes))
     head = unpack_head(packed, roster.head_shapes)
     for name, values in head.items():
-        check_size(name, float(np.abs(values).max(initial=0.0)))
+        check_size(name, largest(values))
     return head, len(packed)
 
 
 def open_reply(message: Message, server_round: int, base: str) -> RecordDict:
     """The content of a reply that belongs to this round and base; AdapterError otherwise."""
     if message.has_error():
-        raise AdapterError(f"the client failed: {message.error.reason or message.error.code}")
+        error = message.error
+        raise AdapterError(f"the client failed: {quoted(error.reason or error.code)}")
     content = message.content
     if "failure" in content:
         failure = content["failure"]
-        raise AdapterError(f"the client reports: {str(failure.get('reason'))[:500]}")
+        raise AdapterError(f"the client reports: {quoted(failure.get('reason'))}")
     stamp = content.get("reply")
     if not isinstance(stamp, ConfigRecord) or stamp.get("round") != server_round:
         came = stamp.get("round") if isinstance(stamp, ConfigRecord) else None
@@ -158,15 +161,21 @@ def open_reply(message: Message, server_round: int, base: str) -> RecordDict:
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:
-    """The reply's metrics as plain finite numbers."""
+    """The reply's metrics as plain numbers, finite and of a sane size."""
     record = content.get("metrics")
     if not isinstance(record, MetricRecord):
         raise AdapterError("the reply has no MetricRecord 'metrics'")
     metrics = {}
     for name, value in record.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise AdapterError(f"metric {name!r:.40} must be a finite number; got {value!r:.40}")
+        if not isinstance(value, int | float) or not abs(value) <= MAX_METRIC:  # NaN is not
+            raise AdapterError(
+                f"metric {name!r:.40} must be a finite number, at most {MAX_METRIC:g}; got "
+                f"{value!r:.40}"
+            )
         metrics[name] = float(value)
+    for name in COUNTS:
+        if metrics.get(name, 0.0) < 0.0:
+            raise AdapterError(f"{name} cannot be below zero; got {metrics[name]:g}")
     return metrics
 
 
@@ -186,10 +195,10 @@ def check_adapter(adapter: Adapter, asked: Asked, shapes: Mapping[str, tuple[int
         if not 0.0 < factors.scale <= MAX_SCALE:
             raise AdapterError(f"{name} has scale {factors.scale:g}; expected (0, {MAX_SCALE:g}]")
         for half in (factors.a, factors.b):
-            check_size(name, float(np.abs(half).max(initial=0.0)))
+            check_size(name, largest(half))
 
 
 def check_size(name: str, largest: float) -> None:
     """AdapterError for values that no training reaches."""
-    if largest > MAX_FACTOR:
+    if not largest <= MAX_FACTOR:  # NaN is not
         raise AdapterError(f"{name} holds {largest:g}; trained factors stay below {MAX_FACTOR:g}")

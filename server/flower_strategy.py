@@ -83,7 +83,7 @@ class FlowerStrategy(FlowerBase):
         found = admit_replies(
             replies, self._cohort, start, self._roster, self.settings, server_round
         )
-        found = guard(found, start, self.settings.clients)
+        found = guard(found, self._cohort, start, self.settings.clients)
         admitted, rejected = found.replies, found.rejected
         for rejection in rejected:
             log.warning(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import inner, module_norms, norm, pad, rescale, total_norm, truncate
+from server.broadcast import Asked
 from server.exchange import Admitted, Rejection
 from settings.federation import ClientsSettings
 
@@ -25,7 +26,9 @@ ROUNDING = 1e-6
 """A change below this share of the adapter is the rounding of float32: none."""
 
 
-def guard(admitted: Admitted, start: Adapter | None, clients: ClientsSettings) -> Admitted:
+def guard(
+    admitted: Admitted, cohort: Sequence[Asked], start: Adapter | None, clients: ClientsSettings
+) -> Admitted:
     """The replies without those whose change is absurdly large, and the rest clipped, as asked.
 
     With m the median of ||change_k||_F over at least three replies: excluded above
@@ -49,6 +52,8 @@ def guard(admitted: Admitted, start: Adapter | None, clients: ClientsSettings) -
             kept.append(replace(reply, adapter=clip_change(reply.adapter, start, limit)))
         else:
             kept.append(reply)
+    order = [asked.member.name for asked in cohort]
+    rejected.sort(key=lambda rejection: order.index(rejection.client))
     return replace(admitted, replies=kept, rejected=rejected)
 
 

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 
 from adapters.adapter import draw
 from adapters.algebra import balanced_at
+from adapters.codec import as_sent
 from adapters.errors import BouquetError, UsageError, listing
 from server.aggregation import aggregate, freezes_tails, frozen_tails, weigh
 from server.attendance import Attendance, ask_principal, call_roster
@@ -120,7 +121,8 @@ def begin_model(
     scale = settings.lora.scale_of(rank)
     if strategy.properties.begins_from_base:
         found = ask_principal(mailbox, roster, rank, settings.clients.timeout_seconds)
-        return strategy.begin(balanced_at(found, scale))
+        # Rounded once, here, so that what clients receive of it each round is exactly this.
+        return strategy.begin(as_sent(balanced_at(found, scale), settings.wire.dtype))
     return strategy.begin(draw(roster.shapes, rank, start_seed(settings), scale))
 
 
@@ -151,7 +153,7 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
             server_round,
             min(cohort_size(len(present), clients.fraction), len(cohort)),
         )
-        admitted = guard(admitted, state.model.start, clients)
+        admitted = guard(admitted, asked, state.model.start, clients)
     replies, rejected = admitted.replies, list(admitted.rejected)
     _check_enough(admitted, settings, server_round)
     run.observer.phase_started("aggregating")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from adapters.adapter import Adapter
 from adapters.algebra import beyond, module_norms, total_norm
 from adapters.refactoring import effective_rank, singular_values
-from server.broadcast import Asked, Broadcast
+from server.broadcast import Asked, Broadcast, broadcast_error
 from server.exchange import Rejection, Reply
 from strategies.noise import aggregation_noise
 from strategies.strategy import GlobalModel, Update, ideal_increment
@@ -60,6 +60,7 @@ def round_record(
         "global_rank": total.rank if total is not None else 0,
         "bytes_up": sum(reply.bytes_up for reply in replies),
         "bytes_down": sum(sent.bytes_for(each.member) for each in asked),
+        "broadcast_error": broadcast_error(before, sent),
         "version": sent.version,
         "clients": [
             {
@@ -74,6 +75,7 @@ def round_record(
                 "distribution_noise": _share(total_norm(missed[k]), size),
                 "bytes_up": reply.bytes_up,
                 "bytes_down": sent.bytes_for(reply.member),
+                "wire_error": reply.metrics.get("wire-error", 0.0),
                 "train_seconds": reply.metrics.get("seconds", 0.0),
                 "peak_bytes": int(reply.metrics.get("peak-bytes", 0)),
             }

@@ -6,11 +6,13 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
-from adapters.codec import MAX_HEADER_BYTES, unpack
+from adapters.codec import limits_of, unpack
 from adapters.errors import AdapterError
+from adapters.framing import MAX_HEADER_BYTES
 from tests.forged_payloads import (
     DATA,
     PAIR,
@@ -28,7 +30,7 @@ from tests.forged_payloads import (
 
 DEEP = 100_000
 NOT_JSON = "the header is not valid JSON"
-BAD_ENTRY = "must have a dtype of F32, BF16, F16, a shape of two sizes"
+BAD_ENTRY = "must have a dtype of F32, BF16, F16, I8, a shape of two sizes"
 BAD_SCALE = "the scale of module 'q' must be a number; got"
 HALF_MISSING = "module 'q': must come with both lora_A and lora_B"
 HUGE = 10**4000
@@ -69,7 +71,10 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "changed data": (VALID[:-1] + bytes([VALID[-1] ^ 1]), "does not match the SHA-256"),
     # the scales
     "no scales": (forged(scales=None), "the scales is not valid JSON"),
-    "scales a list": (forged(scales="[1]"), "the scales must be a JSON object; got list"),
+    "scales a list": (
+        forged(scales="[1]"),
+        "the scales must be one number or a JSON object; got list",
+    ),
     "scales no JSON": (forged(scales="{q: 1}"), "the scales is not valid JSON"),
     "scales deep": (forged(scales="[" * DEEP), "the scales is not valid JSON.*recursion"),
     "scales deep inside": (forged(scales='{"q":' * DEEP), "the scales is not valid JSON.*recurs"),
@@ -276,3 +281,15 @@ def test_a_wide_module_of_rank_0_is_accepted_and_allocates_nothing() -> None:
     wide = 2**31 - 1
     entries = {"q.lora_A": entry([0, wide], 0, 0), "q.lora_B": entry([wide, 0], 0, 0)}
     assert unpack(forged(entries, b""))["q"].shape == (wide, wide)
+
+
+def test_more_than_the_limits_allow_is_refused_before_it_is_read() -> None:
+    allowed = limits_of({"q": (4, 2), "v": (3, 5)}, rank=2)
+    assert unpack(VALID, limits=allowed).rank == 2
+    length = int.from_bytes(VALID[:8], "little")
+    with pytest.raises(AdapterError, match=f"claims {length} bytes, where at most 10 can be need"):
+        unpack(VALID, limits=replace(allowed, header_bytes=10))
+    with pytest.raises(AdapterError, match=r"'v.lora_B' of shape \[3, 2\] goes beyond the 27 val"):
+        unpack(VALID, limits=replace(allowed, values=27))
+    with pytest.raises(AdapterError, match=r"'q\.lora_B' came where lora_A alone was asked for"):
+        unpack(VALID, limits=replace(allowed, factors="A"))

@@ -50,3 +50,10 @@ def test_more_bytes_than_can_be_needed_are_refused() -> None:
     assert from_record(record_of(), limit=3) == b"abc"
     with pytest.raises(AdapterError, match="3 bytes came where at most 2 can be needed"):
         from_record(record_of(), limit=2)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (3, 1), (2**60,)])
+def test_a_shape_that_is_not_that_of_the_bytes_is_refused(shape: tuple[int, ...]) -> None:
+    array = Array(dtype="uint8", shape=shape, stype=STYPE, data=b"abc")
+    with pytest.raises(AdapterError, match=r"3 bytes came under a shape of \("):
+        from_record(ArrayRecord({KEY: array}))

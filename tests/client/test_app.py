@@ -28,6 +28,7 @@ from tests.client.app_messages import (
     send,
     write,
 )
+from tests.dense_oracle import dense_deltas, distance, frobenius
 from tests.tiny_models import open_model
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
@@ -78,7 +79,7 @@ def test_a_trained_adapter_comes_back_with_its_metrics(config: Config, tuned: Tu
     assert dict(content["reply"]) == {"round": ROUND, "base": tuned.base.identity}
     metrics = content["metrics"]
     assert isinstance(metrics, MetricRecord)
-    names = ["num-examples", "loss", "tokens", "steps", "seconds", "peak-bytes"]
+    names = ["num-examples", "loss", "tokens", "steps", "seconds", "peak-bytes", "wire-error"]
     assert list(metrics) == names
     assert (metrics["num-examples"], metrics["steps"]) == (count, -(-count // 4))
     assert all(float(str(value)) >= 0 for value in metrics.values())
@@ -95,14 +96,19 @@ def test_it_trains_from_the_start_over_the_merged_base(config: Config, tuned: Tu
 
 
 def test_the_adapter_travels_in_the_format_asked_for(config: Config, tuned: TunedModel) -> None:
-    sizes = {}
-    for dtype in ("float32", "bfloat16"):
+    came, errors = {}, {}
+    for dtype in ("float32", "bfloat16", "int8"):
         message = instruct(config, tuned.base.identity, wire_dtype=dtype)
-        record = send("train", message, context(config))["adapter"]
-        assert isinstance(record, ArrayRecord)
-        sizes[dtype] = len(from_record(record))
-    values = unpack(from_record(record)).num_parameters
-    assert sizes["float32"] - sizes["bfloat16"] == pytest.approx(2 * values, abs=200)
+        content = send("train", message, context(config))
+        came[dtype], errors[dtype] = from_record(content["adapter"]), content["metrics"]
+    exact = unpack(came["float32"])
+    saved = len(came["float32"]) - len(came["bfloat16"])
+    assert saved == pytest.approx(2 * exact.num_parameters, abs=200)
+    whole = dense_deltas(exact)
+    for dtype, packed in came.items():
+        error = distance(whole, dense_deltas(unpack(packed))) / frobenius(whole)
+        assert errors[dtype]["wire-error"] == pytest.approx(error, rel=1e-3, abs=1e-9)
+    assert errors["int8"]["wire-error"] > errors["float32"]["wire-error"] == 0.0
 
 
 def test_the_message_decides_shape_and_training_not_the_run(

@@ -1,22 +1,22 @@
-"""What is let in: one honest reply, and a table of dishonest ones, each refused with its reason."""
+"""What is let in: an honest reply, and none of the malformed ones, each refused with its reason."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from adapters.adapter import Adapter, Factors, draw
 from adapters.codec import pack
-from adapters.records import STYPE, to_record
+from adapters.records import to_record
 from server.broadcast import Asked, broadcast, round_messages
 from server.exchange import Rejection, admit_replies
 from server.roster import Member, Roster
 from simulations.grid import InProcessGrid
 from strategies.strategy import GlobalModel, LocalRule
+from tests.adapter_generators import make_adapter
 from tests.fake_clients import BASE, SHAPES, fake_app, settings_of, trained
+from tests.server.malformed_replies import MALFORMED_REPLIES
 
 SETTINGS = settings_of("unused")
 RANK, ROUND = 2, 3
@@ -39,96 +39,16 @@ def content(adapter: Adapter = HONEST, **metrics: Any) -> RecordDict:
     )
 
 
-def changed(change: Callable[[Factors], Factors], only: str | None = None) -> RecordDict:
-    modules = {n: change(f) if only in (None, n) else f for n, f in HONEST.items()}
-    return content(Adapter(modules))
-
-
-def without(name: str) -> RecordDict:
-    record = content()
-    del record[name]
-    return record
-
-
-def raw(data: bytes, **over: Any) -> RecordDict:
-    fields: dict[str, Any] = {"dtype": "uint8", "shape": (len(data),), "stype": STYPE} | over
-    record = content()
-    record["adapter"] = ArrayRecord({"packed": Array(data=data, **fields)})
-    return record
-
-
-def stamped(**stamp: Any) -> RecordDict:
-    record = content()
-    record["reply"] = ConfigRecord({"round": ROUND, "base": BASE, **stamp})
-    return record
-
-
-def renamed() -> RecordDict:
-    return content(Adapter({name + ".x": factors for name, factors in HONEST.items()}))
-
-
-def of_rank(rank: int) -> RecordDict:
-    return content(trained(draw(SHAPES, rank, 5, 2.0), 5))
-
-
-FIRST = next(iter(SHAPES))
-BAD: dict[str, tuple[Callable[[], RecordDict], str]] = {
-    "zero examples": (lambda: content(num_examples=0), "whole number from 1"),
-    "negative examples": (lambda: content(num_examples=-3), "whole number from 1"),
-    "half an example": (lambda: content(num_examples=0.5), "whole number from 1"),
-    "too many examples": (lambda: content(num_examples=10**12), "whole number from 1"),
-    "NaN examples": (lambda: content(num_examples=float("nan")), "finite number"),
-    "infinite loss": (lambda: content(loss=float("inf")), "'loss' must be a finite number"),
-    "list metric": (lambda: content(loss=[1.0, 2.0]), "finite number"),
-    "no metrics": (lambda: without("metrics"), "no MetricRecord"),
-    "no adapter": (lambda: without("adapter"), "expected an ArrayRecord"),
-    "no stamp": (lambda: without("reply"), "expected a reply to round 3; got one to None"),
-    "another round": (lambda: stamped(round=2), "expected a reply to round 3; got one to 2"),
-    "another base": (lambda: stamped(base="other"), "trained on base 'other'"),
-    "wrong names": (renamed, "modules or shapes differ"),
-    "a missing module": (
-        lambda: content(Adapter({n: f for n, f in HONEST.items() if n != FIRST})),
-        "modules or shapes differ",
-    ),
-    "swapped factors": (
-        lambda: changed(lambda f: Factors(f.b.T.copy(), f.a.T.copy(), f.scale)),
-        "modules or shapes differ",
-    ),
-    "rank too low": (lambda: of_rank(1), "has rank 1; this client's is 2"),
-    "rank too high": (lambda: of_rank(4), r"bytes came where at most|has rank 4"),
-    "zero scale": (lambda: changed(lambda f: Factors(f.a, f.b, 0.0)), "has scale 0"),
-    "negative scale": (lambda: changed(lambda f: Factors(f.a, f.b, -1.0)), "has scale -1"),
-    "huge scale": (lambda: changed(lambda f: Factors(f.a, f.b, 1e9)), "has scale 1e"),
-    "huge factors": (
-        lambda: changed(lambda f: Factors(f.a * np.float32(1e30), f.b, f.scale), only=FIRST),
-        "trained factors stay below",
-    ),
-    "not an adapter": (lambda: raw(b"\x80\x04not an adapter at all"), "truncated or not an"),
-    "cut bytes": (lambda: raw(pack(HONEST)[:-7]), "SHA-256"),
-    "too many bytes": (lambda: raw(pack(HONEST) + b"0" * 10**5), "bytes came where at most"),
-    "floats for bytes": (lambda: raw(pack(HONEST), dtype="float32"), "expected uint8 bytes"),
-    "a foreign array type": (lambda: raw(pack(HONEST), stype="numpy.ndarray"), "expected uint8"),
-    "an array per tensor": (
-        lambda: RecordDict(
-            {**content(), "adapter": ArrayRecord([np.ones(3, np.float32), np.ones(3, np.float32)])}
-        ),
-        "expected an ArrayRecord with the one array 'packed'",
-    ),
-    "its own failure": (
-        lambda: RecordDict({"failure": ConfigRecord({"reason": "no data here"})}),
-        "the client reports: no data here",
-    ),
-}
-
-
 def messages() -> list[Message]:
     InProcessGrid(fake_app(), 2, {})  # gives this process the identity that messages need
     sent = broadcast(GlobalModel(), "float32")
     return round_messages("train", ASKED, sent, SETTINGS, ROUND, BASE)
 
 
-def admit(replies: list[Message]) -> tuple[list[Any], list[Rejection]]:
-    found = admit_replies(replies, ASKED, None, ROSTER, SETTINGS, ROUND)
+def admit(
+    replies: list[Message], asked: list[Asked] = ASKED, start: Adapter | None = None
+) -> tuple[list[Any], list[Rejection]]:
+    found = admit_replies(replies, asked, start, ROSTER, SETTINGS, ROUND)
     return found.replies, found.rejected
 
 
@@ -147,16 +67,54 @@ def test_an_honest_reply_is_admitted_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["arrives first", "arrives last"])
-@pytest.mark.parametrize("name", BAD)
-def test_a_dishonest_reply_is_refused_by_name_and_reason(name: str, first: bool) -> None:
-    make, reason = BAD[name]
+@pytest.mark.parametrize("name", MALFORMED_REPLIES)
+def test_a_malformed_reply_is_refused_by_name_and_reason(name: str, first: bool) -> None:
+    make, reason = MALFORMED_REPLIES[name]
     one, other = messages()
-    answers = [Message(make(), reply_to=one), Message(content(), reply_to=other)]
+    bad: Any = make(content(), one)
+    answers = [Message(bad, reply_to=one), Message(content(), reply_to=other)]
     replies, rejected = admit(answers if first else answers[::-1])
     assert [reply.member.name for reply in replies] == ["client-01"]
     assert [rejection.client for rejection in rejected] == ["client-00"]
     assert re.search(reason, rejected[0].reason), rejected[0].reason
     assert len(rejected[0].reason) < 700
+    assert rejected[0].reason.isprintable()
+
+
+@pytest.mark.parametrize("sends", ["A", "B"])
+@pytest.mark.parametrize("sent", ["A", "B", "both"])
+def test_a_factor_that_was_not_asked_for_is_refused(sends: str, sent: str) -> None:
+    asked = [Asked(MEMBERS[0], LocalRule(sends=sends))]
+    reply = Message(
+        RecordDict({**content(), "adapter": to_record(pack(HONEST, factors=sent))}),
+        reply_to=messages()[0],
+    )
+    start = draw(SHAPES, RANK + 1, 7, 1.0)
+    replies, rejected = admit([reply], asked, start)
+    if sent == sends:
+        assert [reply.member.name for reply in replies] == ["client-00"]
+        return
+    assert replies == []
+    other = "B" if sends == "A" else "A"
+    expected = rf"tensor 'layers.*lora_{other}' came where lora_{sends} alone was asked for|beyond"
+    assert re.search(expected, rejected[0].reason), rejected[0].reason
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-44])
+@pytest.mark.parametrize("kind", ["B zero", "normal"])
+def test_a_scale_so_small_that_the_known_factor_overflows_is_refused(
+    kind: str, scale: float
+) -> None:
+    tiny = Adapter({name: Factors(f.a, f.b, scale) for name, f in HONEST.items()})
+    reply = Message(
+        RecordDict({**content(), "adapter": to_record(pack(tiny, factors="A"))}),
+        reply_to=messages()[0],
+    )
+    start = make_adapter(1, SHAPES, RANK, 1.0, kind)
+    asked = [Asked(MEMBERS[0], LocalRule(sends="A"))]
+    replies, rejected = admit([reply], asked, start)
+    assert replies == []
+    assert "its scale is too small for the lora_B that is here" in rejected[0].reason
 
 
 def test_a_crashed_and_a_silent_client_are_named() -> None:

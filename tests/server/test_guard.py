@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import truncate
 from adapters.codec import pack
+from server.broadcast import Asked
 from server.exchange import Admitted, Reply
 from server.guard import change_norm, clip_change, geometric_median_weights, guard
 from server.roster import Member
 from settings.federation import ClientsSettings
 from settings.run import run_settings
+from strategies.strategy import LocalRule
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, add, dense_deltas, frobenius
 
@@ -89,6 +91,11 @@ def clients(**values: float) -> ClientsSettings:
 HONEST = [near(START, seed, 2, 0.1, 8.0) for seed in range(4)]
 
 
+COHORT = [
+    Asked(Member(f"client-{k}", 0, 2, 2, 10, "base", ()), LocalRule()) for k in range(len(HONEST))
+]
+
+
 def scaled(adapter: Adapter, factor: float) -> Adapter:
     return Adapter({n: Factors(f.a, f.b * np.float32(factor), f.scale) for n, f in adapter.items()})
 
@@ -100,7 +107,7 @@ def admitted(*adapters: Adapter) -> Admitted:
 
 def test_a_change_a_thousand_times_the_median_is_excluded_and_named() -> None:
     huge = scaled(HONEST[2], 1e5)
-    found = guard(admitted(HONEST[0], huge, HONEST[1]), START, clients())
+    found = guard(admitted(HONEST[0], huge, HONEST[1]), COHORT, START, clients())
     assert [reply.member.name for reply in found.replies] == ["client-0", "client-2"]
     (rejection,) = found.rejected
     assert rejection.client == "client-1"
@@ -114,24 +121,26 @@ def test_a_change_a_thousand_times_the_median_is_excluded_and_named() -> None:
 
 def test_honest_replies_pass_as_they_are() -> None:
     before = admitted(*HONEST)
-    assert guard(before, START, clients()).replies == before.replies
+    assert guard(before, COHORT, START, clients()).replies == before.replies
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_of_two_nobody_is_out_of_line(count: int) -> None:
     before = admitted(HONEST[0], scaled(HONEST[1], 1e5))
     few = Admitted(before.replies[:count], [], [])
-    assert guard(few, START, clients()) is few
+    assert guard(few, COHORT, START, clients()) is few
 
 
 def test_the_guard_can_be_turned_off() -> None:
     before = admitted(HONEST[0], scaled(HONEST[2], 1e5), HONEST[1])
-    assert guard(before, START, clients(max_norm_ratio=0.0)) is before
+    assert guard(before, COHORT, START, clients(max_norm_ratio=0.0)) is before
 
 
 def test_clipping_touches_only_what_is_too_large() -> None:
     large = scaled(HONEST[2], 3.0)
-    found = guard(admitted(HONEST[0], large, HONEST[1]), START, clients(clip_norm_ratio=1.5))
+    found = guard(
+        admitted(HONEST[0], large, HONEST[1]), COHORT, START, clients(clip_norm_ratio=1.5)
+    )
     assert found.rejected == []
     sizes = [frobenius(dense_change(reply.adapter, START)) for reply in found.replies]
     median = np.median([frobenius(dense_change(x, START)) for x in (HONEST[0], large, HONEST[1])])
@@ -141,7 +150,7 @@ def test_clipping_touches_only_what_is_too_large() -> None:
 
 def test_no_change_at_all_excludes_nobody() -> None:
     still = truncate(START, 2)
-    assert guard(admitted(still, still, HONEST[0]), START, clients()).rejected == []
+    assert guard(admitted(still, still, HONEST[0]), COHORT, START, clients()).rejected == []
 
 
 def objective(points: np.ndarray, shares: np.ndarray, at: np.ndarray) -> float:

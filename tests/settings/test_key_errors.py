@@ -83,7 +83,7 @@ def test_each_key_is_missed_where_it_is_missing(name: str) -> None:
         ("resume", 1, "true or false"),
         ("resume", "true", "true or false"),
         ("model.path", True, "text"),
-        ("wire.dtype", 16, "text, one of float32, bfloat16, float16"),
+        ("wire.dtype", 16, "text, one of float32, bfloat16, float16, int8"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(name: str, value: Value, expected: str) -> None:

@@ -1,0 +1,85 @@
+"""What a reply can make the server allocate: its own adapter once, whatever it claims.
+
+Measured by tracemalloc, to which numpy reports its arrays, while a reply is admitted or refused; an
+adapter of some MB, so that the interpreter's own small objects do not count.
+"""
+
+import tracemalloc
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from adapters.adapter import Adapter
+from adapters.codec import budget_bytes, pack
+from adapters.records import to_record
+from server.broadcast import Asked, broadcast, round_messages
+from server.exchange import admit_replies
+from server.roster import Member, Roster
+from settings.run import RunSettings
+from simulations.grid import InProcessGrid
+from strategies.strategy import GlobalModel, LocalRule
+from tests.adapter_generators import make_adapter
+from tests.fake_clients import BASE, fake_app, settings_of
+from tests.server.malformed_replies import MALFORMED_REPLIES
+
+RANK, ROUND = 8, 3
+SHAPES = {f"layers.{i}.{n}_proj": (1000, 1500) for i in range(12) for n in ("q", "v")}
+TRIPLES = tuple((name, m, n) for name, (m, n) in sorted(SHAPES.items()))
+MEMBER = Member("client-00", 0, 2, RANK, 10, BASE, TRIPLES)
+ROSTER = Roster([MEMBER], BASE, SHAPES, {})
+ADAPTER = make_adapter(1, SHAPES, RANK, 2.0)
+ALLOWED = 1.2
+
+
+def honest(dtype: str = "float32", factors: str = "both") -> RecordDict:
+    return RecordDict(
+        {
+            "adapter": to_record(pack(ADAPTER, dtype, factors)),
+            "reply": ConfigRecord({"round": ROUND, "base": BASE}),
+            "metrics": MetricRecord({"num-examples": 10, "loss": 1.0, "tokens": 5}),
+        }
+    )
+
+
+def question(settings: RunSettings, rule: LocalRule) -> Message:
+    InProcessGrid(fake_app(), 1, {})  # gives this process the identity that messages need
+    sent = broadcast(GlobalModel(), "float32")
+    (message,) = round_messages("train", [Asked(MEMBER, rule)], sent, settings, ROUND, BASE)
+    return message
+
+
+def allocated(
+    reply: Message, settings: RunSettings, rule: LocalRule, start: Adapter | None
+) -> tuple[int, int]:
+    """The most bytes that admission held at once, and how many replies it let in."""
+    tracemalloc.start()
+    try:
+        found: Any = admit_replies([reply], [Asked(MEMBER, rule)], start, ROSTER, settings, ROUND)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    replies = found[0] if isinstance(found, tuple) else found.replies
+    return peak, len(replies)
+
+
+@pytest.mark.parametrize("sends", ["both", "A", "B"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_admitting_takes_the_adapter_once(dtype: str, sends: str) -> None:
+    settings, rule = settings_of("unused", wire__dtype=dtype), LocalRule(sends=sends)
+    reply = Message(honest(dtype, sends), reply_to=question(settings, rule))
+    peak, admitted = allocated(reply, settings, rule, ADAPTER)
+    assert admitted == 1
+    assert peak <= ALLOWED * budget_bytes(SHAPES, RANK)
+    if sends == "both":
+        assert peak > 4 * ADAPTER.num_parameters  # it was measured
+
+
+@pytest.mark.parametrize("name", MALFORMED_REPLIES)
+def test_refusing_takes_no_more_than_admitting(name: str) -> None:
+    settings, rule = settings_of("unused"), LocalRule()
+    message = question(settings, rule)
+    bad: Any = MALFORMED_REPLIES[name][0](honest(), message)
+    peak, admitted = allocated(Message(bad, reply_to=message), settings, rule, None)
+    assert admitted == 0
+    assert peak <= ALLOWED * budget_bytes(SHAPES, RANK)
