@@ -1,4 +1,4 @@
-"""The command line: `bouquet simulate`, `compare`, `report`, `options` and `strategies`."""
+"""The command line: `bouquet simulate`, `compare`, `deploy` and what goes with them."""
 
 import sys
 import traceback
@@ -13,10 +13,13 @@ from rich.table import Table
 from adapters.errors import BouquetError
 from settings.keys import walk
 from settings.run import RunSettings, default_values
+from simulations.check_command import check
 from simulations.compare_command import compare
+from simulations.deploy_command import deploy
 from simulations.job_options import MORE_KEYS
 from simulations.report_command import report
 from simulations.simulate_command import simulate
+from simulations.status_command import status
 from simulations.terminal import console
 
 cli = typer.Typer(
@@ -33,6 +36,9 @@ cli = typer.Typer(
 cli.command(epilog=MORE_KEYS)(simulate)
 cli.command(epilog=MORE_KEYS)(compare)
 cli.command()(report)
+cli.add_typer(deploy)
+cli.command()(check)
+cli.command()(status)
 
 
 @cli.command()

@@ -20,8 +20,9 @@ from server.exchange import Rejection
 from server.roster import Member, Roster
 from settings.run import RunSettings
 from settings.site import client_name
+from settings.units import human_bytes
 from simulations.comparison_folder import Entry
-from simulations.display import human_bytes, shown
+from simulations.display import shown
 from simulations.results import LOSS, Spread, SummaryRow, headline_metric
 
 

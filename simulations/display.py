@@ -22,23 +22,12 @@ from server.roster import Member, Roster
 from server.run_folder import RunFolder
 from settings.run import RunSettings
 from settings.site import client_name
+from settings.units import human_bytes
 from simulations.simulate import Plan
 from strategies.registry import make_strategy
 
 COLUMNS = ("round", "train loss", "held-out loss", "up", "down", "noise", "seconds")
 WIDTHS = (7, 12, 15, 11, 11, 11, 10)
-
-
-def human_bytes(count: float) -> str:
-    """Bytes for people, in powers of 1000.
-
-    >>> human_bytes(1_234_567), human_bytes(0), human_bytes(512)
-    ('1.23 MB', '0 B', '512 B')
-    """
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
 
 
 def round_cells(record: Mapping[str, Any]) -> list[str]:

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from settings.units import human_bytes
 from simulations import figure_style as style
-from simulations.display import human_bytes
 from simulations.figure_data import (
     Series,
     by_round,

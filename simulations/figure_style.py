@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from simulations.display import human_bytes
+from settings.units import human_bytes
 
 INK, MUTED, RULE, GRID = "#1c2127", "#5a636d", "#99a1aa", "#e3e7eb"
 REFERENCE = "#3f474f"

@@ -7,7 +7,7 @@ rounds lies in a folder, as it would on a site's disk, so that a resumed run fin
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
@@ -37,8 +37,12 @@ class InProcessGrid(Grid):
         run_config: dict[str, Value],
         on_message: Callable[[str, int], None] = lambda kind, client: None,
         keep: Path | None = None,
+        node_configs: Sequence[dict[str, Value]] | None = None,
     ) -> None:
-        """keep: folder for what the clients keep between rounds; None: in memory only."""
+        """keep: folder for what the clients keep between rounds; None: in memory only.
+
+        node_configs: of clients that own what separate sites own; None: parts of one data set.
+        """
         self._keep = keep
         self._app = client_app
         self._on_message = on_message
@@ -49,7 +53,11 @@ class InProcessGrid(Grid):
             FIRST_CLIENT_NODE + client: Context(
                 run_id=RUN_ID,
                 node_id=FIRST_CLIENT_NODE + client,
-                node_config={"partition-id": client, "num-partitions": count},
+                node_config=(
+                    dict(node_configs[client])
+                    if node_configs is not None
+                    else {"partition-id": client, "num-partitions": count}
+                ),
                 state=self._kept(client),
                 run_config=run_config,
             )

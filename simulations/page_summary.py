@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from simulations.display import human_bytes
+from settings.units import human_bytes
 from simulations.figure_data import Series
 from simulations.page_verdict import (
     ACCURACY,

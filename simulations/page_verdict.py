@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from adapters.errors import listing
-from simulations.display import human_bytes
+from settings.units import human_bytes
 from simulations.figure_data import Series, number
 from simulations.results import LOSS, Run, Spread, SummaryRow, headline_metric
 

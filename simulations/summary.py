@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from settings.run import RunSettings
-from simulations.display import human_bytes, shown
+from settings.units import human_bytes
+from simulations.display import shown
 
 
 def comparison(

@@ -16,8 +16,9 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "tasks": ({"adapters", "settings"}, set()),
     "client": ({"adapters", "settings", "tasks"}, set()),
     "server": ({"adapters", "settings", "strategies"}, {"tasks"}),
+    "deployment": ({"adapters", "settings", "strategies", "server"}, {"tasks"}),
     "simulations": (
-        {"adapters", "settings", "strategies", "tasks", "client", "server"},
+        {"adapters", "settings", "strategies", "tasks", "client", "server", "deployment"},
         set(),
     ),
 }

@@ -1,0 +1,1 @@
+"""Deployment: certificates, keys, start scripts, checks before a run, and the status of one."""

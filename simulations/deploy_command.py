@@ -1,0 +1,170 @@
+"""`bouquet deploy`: the folders, certificates, keys and scripts of separate sites."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adapters.errors import UsageError
+from simulations import job_options as job
+from simulations.terminal import console
+
+deploy = typer.Typer(
+    name="deploy",
+    help="Set up a coordinator and its sites: certificates, keys, start scripts. "
+    "docs/deploy.md takes you through it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's folder.")]
+SiteArgument = Annotated[Path, typer.Argument(metavar="SITE", help="A site's folder.")]
+
+
+@deploy.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    address: Annotated[
+        list[str],
+        typer.Option(
+            help="DNS name or IP address under which sites reach the coordinator; repeated, the "
+            "certificate holds them all and sites use the first."
+        ),
+    ],
+    sites: Annotated[
+        str, typer.Option(help="Names with commas: oslo,bergen. More can be added later.")
+    ] = "",
+    link: Annotated[
+        str, typer.Option(help="What `flwr run . LINK` will call it; default: the folder's name.")
+    ] = "",
+    fleet_port: Annotated[
+        int,
+        typer.Option(min=1, max=65535, envvar="BOUQUET_FLEET_PORT", help="Where sites connect."),
+    ] = 9092,
+    control_port: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=65535,
+            envvar="BOUQUET_CONTROL_PORT",
+            help="Where the operator's flwr connects, from this machine.",
+        ),
+    ] = 8000,
+    sites_make_keys: Annotated[
+        bool,
+        typer.Option(
+            "--sites-make-keys",
+            help="Make no keys for the sites: each makes its own and sends you the public half.",
+        ),
+    ] = False,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="No TLS and no keys: only for trying out on one machine."),
+    ] = False,
+    debug: job.DebugOption = False,
+) -> None:
+    """Write a new deployment: an authority, the coordinator's folder, one folder for each site.
+
+    Examples:
+      bouquet deploy init trial --address fed.example.org --sites oslo,bergen,tromso
+
+      bouquet deploy init here --address localhost --sites one,two --insecure
+    """
+    from deployment.folder import create_deployment
+    from deployment.plan import Plan, site_names
+
+    plan = Plan(
+        link=link or folder.resolve().name.lower(),
+        address=address[0],
+        other_addresses=tuple(address[1:]),
+        fleet_port=fleet_port,
+        control_port=control_port,
+        insecure=insecure,
+    )
+    names = site_names(sites)
+    create_deployment(folder, plan, names, sites_make_keys)
+    _say(f"{folder}/coordinator: {folder}/coordinator/start-superlink.sh starts the SuperLink")
+    for name in names:
+        _say(f"{folder}/sites/{name}: hand it to {name}, by a way you trust, and to nobody else")
+    if insecure:
+        _say("INSECURE: no TLS, no keys; for trying out on one machine only")
+    else:
+        _say(f"{folder}/authority/ca.key: keep it off the coordinator; it signs certificates")
+
+
+@deploy.command()
+def add_site(
+    folder: FolderArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    public_key: Annotated[
+        Path | None,
+        typer.Option(help="The .pub file of a key that the site made itself."),
+    ] = None,
+    makes_own_key: Annotated[
+        bool, typer.Option("--makes-own-key", help="The site will make its key and send the .pub.")
+    ] = False,
+    debug: job.DebugOption = False,
+) -> None:
+    """Write the folder of one more site, or take the public key of one that made its own.
+
+    Then coordinator/register-sites.sh tells the running SuperLink.
+    """
+    from deployment.folder import add_site as add
+    from deployment.plan import read_plan
+
+    plan = read_plan(folder)
+    site = add(folder, plan, name, makes_own_key, public_key)
+    _say(f"{site}: hand it to {name}, by a way you trust, and to nobody else")
+    if not plan.insecure and not makes_own_key:
+        _say(f"{folder}/coordinator/register-sites.sh registers its key")
+
+
+@deploy.command()
+def key(
+    site: SiteArgument,
+    debug: job.DebugOption = False,
+) -> None:
+    """Make this site's own key pair; only the public half is for the coordinator."""
+    from deployment.node_keys import make_node_key
+    from deployment.site_file import read_site
+
+    found = read_site(site)
+    if found.insecure:
+        raise UsageError(
+            f"{site} has no ca.pem: it belongs to an insecure deployment, without keys"
+        )
+    public = make_node_key(site / "node.key", found.site.name)
+    _say(f"{site}/node.key: secret, stays here")
+    _say(
+        f"{public}: send it to the coordinator, who runs: bouquet deploy add-site DIR "
+        f"{found.site.name} --public-key {public.name}"
+    )
+
+
+@deploy.command()
+def renew(
+    folder: FolderArgument,
+    address: Annotated[
+        list[str] | None, typer.Option(help="One more DNS name or IP address of the coordinator.")
+    ] = None,
+    debug: job.DebugOption = False,
+) -> None:
+    """A new server certificate from the same authority; the sites go on as they are."""
+    from deployment.folder import renew_server
+    from deployment.plan import read_plan
+
+    path = renew_server(folder, read_plan(folder), address or ())
+    _say(f"{path} and its key are new: restart the SuperLink")
+
+
+@deploy.command()
+def site_settings(site: SiteArgument, debug: job.DebugOption = False) -> None:
+    """Print what start-supernode.sh takes from site.toml: SuperLink, port and node config."""
+    from deployment.site_file import read_site
+
+    found = read_site(site)
+    for line in (found.superlink, found.port, found.node_config):
+        typer.echo(line)
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)

@@ -1,0 +1,222 @@
+"""Processes of a federation on the loopback interface that are the test's own, and end with it.
+
+SuperLink and SuperNode start further processes, some in sessions of their own. Every session that
+a started process or its descendants are in is remembered and killed as a whole, so that nothing
+outlives the test, whether it passed or not.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 240.0
+"""How long anything may take before the test gives up; nothing is measured by it."""
+AT_WORK_SECONDS = 2.5
+"""Of processor time: a ClientApp's start takes less than one, importing torch three and more."""
+
+
+class Loopback:
+    """A folder, an environment and the processes started in them."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        self.logs = folder / "logs"
+        self.home = folder / "home"
+        self.logs.mkdir()
+        self.home.mkdir()
+        binaries = Path(sys.executable).parent
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FLWR_")},
+            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(self.home),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+            **environment,
+        }
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._sessions: set[int] = set()
+
+    def start(self, name: str, command: str, cwd: Path) -> subprocess.Popen[bytes]:
+        """Start a shell command that goes on; its output goes to logs/NAME.log."""
+        with (self.logs / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                ["sh", "-c", f"exec {command}"],
+                cwd=cwd,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._started[name] = process
+        self._sessions.add(process.pid)
+        return process
+
+    def run(self, commands: str, cwd: Path, code: int = 0) -> str:
+        """Run shell commands to their end; their output. Fails with it on another exit code."""
+        process = subprocess.Popen(
+            ["sh", "-ec", commands],
+            cwd=cwd,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._sessions.add(process.pid)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == code, f"{commands}\n{output}\n{self.all_logs()}"
+        return output
+
+    def log(self, name: str) -> str:
+        """What a started process wrote so far."""
+        return (self.logs / f"{name}.log").read_text(errors="replace")
+
+    def all_logs(self) -> str:
+        """The ends of all logs, for the message of a failure."""
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}"
+            for path in sorted(self.logs.glob("*.log"))
+        )
+
+    def wait_for(self, name: str, text: str) -> None:
+        """Until the process has written this text; fails if it ends before."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while text not in self.log(name):
+            ended = self._started[name].poll() is not None and text not in self.log(name)
+            if ended or time.monotonic() > give_up:
+                raise AssertionError(f"{name} never wrote {text!r}\n{self.all_logs()}")
+            time.sleep(0.1)
+        self._remember_sessions()
+
+    def wait_for_end(self, name: str) -> int:
+        """The exit code of a started process."""
+        try:
+            return self._started[name].wait(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{name} does not end\n{self.all_logs()}") from None
+
+    def kill_task_of(self, name: str, message: str) -> None:
+        """SIGKILL the ClientApp that works on the first message logged like this.
+
+        Not before it has worked for a while: one that dies at its start is started again. And not
+        that of the message before, which may still be there.
+        """
+        earlier: set[int] = set()
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < give_up:
+            tasks = self._tasks_of(self._started[name].pid)
+            if message not in self.log(name):
+                earlier |= tasks
+            for pid in tasks - earlier:
+                if _cpu_seconds(pid) > AT_WORK_SECONDS:
+                    os.kill(pid, signal.SIGKILL)
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"{name} starts no ClientApp after {message!r}\n{self.all_logs()}")
+
+    def stop(self) -> None:
+        """End everything: asked first, then killed, then looked for again."""
+        self._remember_sessions()
+        for process in self._started.values():
+            if process.poll() is None:
+                process.terminate()
+        give_up = time.monotonic() + 2
+        while self.alive() and time.monotonic() < give_up:
+            time.sleep(0.1)
+        while left := self.alive():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        for process in self._started.values():
+            process.wait()
+
+    def alive(self) -> list[int]:
+        """Processes of the test that are not gone: those in any of its sessions."""
+        return [
+            pid for pid, _, session, state in _processes() if session in self._sessions and state
+        ]
+
+    def _remember_sessions(self) -> None:
+        known = {pid: session for pid, _, session, _ in _processes()}
+        for process in self._started.values():
+            for pid in self._descendants(process.pid):
+                self._sessions.add(known.get(pid, process.pid))
+
+    def _tasks_of(self, supernode: int) -> set[int]:
+        """The ClientApps that its SuperExec started, without what these start themselves."""
+        known = {pid: parent for pid, parent, _, _ in _processes()}
+        return {
+            pid
+            for pid in self._descendants(supernode)
+            if "flwr-clientapp" in _command_line(pid)
+            and "flower-superexec" in _command_line(known.get(pid, 0))
+        }
+
+    def _descendants(self, root: int) -> list[int]:
+        children: dict[int, list[int]] = {}
+        for pid, parent, _, _ in _processes():
+            children.setdefault(parent, []).append(pid)
+        found, waiting = [], [root]
+        while waiting:
+            below = children.get(waiting.pop(), [])
+            found += below
+            waiting += below
+        return found
+
+
+def _processes() -> list[tuple[int, int, int, bool]]:
+    """(pid, parent, session, whether it still runs) of every process."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = stat.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        state, parent, _, session = after_name[:4]
+        found.append((int(stat.parent.name), int(parent), int(session), state not in "ZX"))
+    return found
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        after_name = (
+            Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        )
+    except OSError:
+        return 0.0
+    return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on this port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
