@@ -135,6 +135,7 @@ def simulate(federation: Federation, output: Path, failed: set[tuple[int, str]])
             "data-path": str(federation.data[name]),
             "model-path": str(federation.model),
             "device": "cpu",
+            "cache-path": str(output.parent / "caches" / name),
         }
         for name in names
     ]
