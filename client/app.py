@@ -9,24 +9,27 @@ answers with an adapter. The same object runs in process, under Flower's simulat
 """
 
 from collections.abc import Callable, MutableMapping
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from adapters.adapter import Adapter, FloatArray, Shapes, draw
+from adapters.adapter import Adapter
 from adapters.algebra import relative_error
 from adapters.codec import pack, unpack
-from adapters.errors import BouquetError, listing
-from adapters.head import pack_head, unpack_head
-from adapters.records import from_record, to_record
+from adapters.errors import BouquetError
+from adapters.head import pack_head
+from adapters.records import to_record
 from client.instruction import Instruction, read_instruction
+from client.pieces import held_pieces
+from client.received import check_base, head_of, merged_of, start_of
+from client.shelf import RecordShelf, run_shelf
+from settings.events import log, log_to_stdout, logfmt
 from settings.site import parse_site
 
 if TYPE_CHECKING:
-    from tasks.tuned_model import TunedModel
+    pass
 
 app = ClientApp()
 
@@ -54,11 +57,17 @@ def _name(context: Context) -> str:
         return str(context.node_config.get("name", f"node {context.node_id}"))
 
 
+def _tell(event: str, told: Instruction, context: Context, **numbers: object) -> None:
+    """A line in the site's log; simulated clients, which have no name, say nothing."""
+    if "name" in context.node_config:
+        log_to_stdout()
+        who = {"node": context.node_id, "client": _name(context)}
+        log.info(logfmt(event, round=told.round, version=told.version, **who, **numbers))
+
+
 def _tell_holdings(content: RecordDict, context: Context) -> None:
     """A site that keeps what it received says what it has, in whatever it answers."""
     if cache := _cache(context):
-        from client.pieces import held_pieces
-
         for name in {"site", "reply", "failure"} & set(content.config_records):
             content.config_records[name]["holds"] = held_pieces(cache)
 
@@ -70,8 +79,6 @@ def _cache(context: Context) -> Path | None:
 
 def _shelf(context: Context, told: Instruction) -> MutableMapping[str, bytes]:
     """Where this site keeps what it needs again in this run."""
-    from client.shelf import RecordShelf, run_shelf
-
     cache = _cache(context)
     return RecordShelf(context.state) if cache is None else run_shelf(cache, told.run)
 
@@ -127,12 +134,12 @@ def train(content: RecordDict, context: Context) -> RecordDict:
 
     told = read_instruction(content)
     place = open_workplace(context, told.lora)
-    _check_base(told.base, place.tuned.base.identity)
+    check_base(told.base, place.tuned.base.identity)
     examples = place.training_examples()
     shapes, rank = place.tuned.shapes, told.rank_of(place.rank)
     shelf = _shelf(context, told)
-    merged = _merged(content, shapes, told, shelf)
-    start = _global_start(content, shapes, rank, told)
+    merged = merged_of(content, shapes, told, shelf)
+    start = start_of(content, shapes, rank, told)
     if start is not None and told.freezes_tail:
         merged = with_frozen_tail(merged, start, rank)
     begin = starting_factors(start, shapes, rank, told.lora.scale_of(rank), told.seed)
@@ -148,7 +155,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
         told.seed,
         told.trains,
         told.lora.dropout,
-        head=_head(content, place.tuned, told.start_seed),
+        head=head_of(content, place.tuned, told.start_seed),
         penalty=RestPenalty(told.penalty, kept_rank(rank, told.prune)) if told.prune < 1 else None,
         moments=kept if told.optimizer == "kept" else None,
     )
@@ -180,6 +187,17 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     )
     if trained.head:
         reply["head"] = to_record(pack_head(trained.head))
+    _tell(
+        "trained",
+        told,
+        context,
+        rank=adapter.rank,
+        examples=len(examples),
+        steps=trained.steps,
+        loss=trained.loss,
+        seconds=trained.seconds,
+        bytes_up=len(packed),
+    )
     return reply
 
 
@@ -193,12 +211,12 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
 
     told = read_instruction(content)
     place = open_workplace(context, told.lora)
-    _check_base(told.base, place.tuned.base.identity)
+    check_base(told.base, place.tuned.base.identity)
     examples = place.held_out_examples()
     shapes, rank = place.tuned.shapes, told.rank_of(place.rank)
     shelf = _shelf(context, told)
-    merged = _merged(content, shapes, told, shelf)
-    start = _global_start(content, shapes, rank, told)
+    merged = merged_of(content, shapes, told, shelf)
+    start = start_of(content, shapes, rank, told)
     own: Adapter | None = None
     if start is not None:
         if told.freezes_tail:
@@ -206,8 +224,9 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
         own = starting_factors(start, shapes, rank, told.lora.scale_of(rank), told.seed)
         if told.keeps_b:
             own = with_own_b(own, recall(shelf, told.round))
-    head = _head(content, place.tuned, told.start_seed)
+    head = head_of(content, place.tuned, told.start_seed)
     result = place.tuned.evaluate_global(merged, own, examples, head)
+    _tell("evaluated", told, context, examples=len(examples), loss=result.loss)
     return RecordDict(
         {
             "reply": ConfigRecord({"round": told.round, "base": told.base}),
@@ -221,69 +240,3 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
             ),
         }
     )
-
-
-def _check_base(wanted: str, own: str) -> None:
-    if wanted != own:
-        raise BouquetError(
-            f"the run's base model is {wanted}, but this site's is {own}: both must be the same "
-            "weights; check model.path and the site's model-path"
-        )
-
-
-def _merged(
-    content: RecordDict,
-    shapes: Shapes,
-    told: Instruction,
-    shelf: MutableMapping[str, bytes],
-) -> Adapter | None:
-    """`merged` as it came, or the sum of the pieces that came and those that this site has."""
-    if told.pieces is None:
-        return _global_part(content, "merged", shapes)
-    from client.pieces import sum_of_pieces
-    from client.shelf import FolderShelf
-
-    keeps = shelf if isinstance(shelf, FolderShelf) else None
-    return _fitting("merged", sum_of_pieces(content, told.pieces, keeps), shapes)
-
-
-def _global_start(
-    content: RecordDict, shapes: Shapes, rank: int, told: Instruction
-) -> Adapter | None:
-    """`start`; a factor that did not travel is drawn from the run's seed."""
-    known = draw(shapes, rank, told.start_seed, scale=1.0) if told.receives != "both" else None
-    return _global_part(content, "start", shapes, known)
-
-
-def _global_part(
-    content: RecordDict, name: str, shapes: Shapes, known: Adapter | None = None
-) -> Adapter | None:
-    record = content.get(name)
-    if not isinstance(record, ArrayRecord):
-        return None
-    packed = from_record(record)
-    part = _unpack_once(packed) if known is None else unpack(packed, known)
-    return _fitting(name, part, shapes)
-
-
-def _fitting(name: str, part: Adapter | None, shapes: Shapes) -> Adapter | None:
-    if part is not None and (odd := set(part.shapes.items()) ^ set(shapes.items())):
-        raise BouquetError(
-            f"the run's {name} does not fit lora.target-modules: it differs from what this site "
-            f"adapts in {listing(sorted(odd))}"
-        )
-    return part
-
-
-@lru_cache(maxsize=2)
-def _unpack_once(packed: bytes) -> Adapter:
-    """One process that plays many clients decodes the same global model once."""
-    return unpack(packed)
-
-
-def _head(content: RecordDict, tuned: "TunedModel", seed: int) -> dict[str, FloatArray]:
-    """The head that was sent, or before there is one that which every site draws alike."""
-    record = content.get("head")
-    if isinstance(record, ArrayRecord):
-        return unpack_head(from_record(record), tuned.head_shapes)
-    return tuned.initial_head(seed)

@@ -17,6 +17,8 @@ class Instruction:
     run: str
     """What a site files under what it keeps of this run."""
     round: int
+    version: str
+    """Names the global model that came, in logs."""
     seed: int
     start_seed: int
     """What `start` leaves out is drawn from it, the same on every site."""
@@ -57,6 +59,7 @@ def read_instruction(content: RecordDict) -> Instruction:
         return Instruction(
             run=told["run"],
             round=told["round"],
+            version=told["version"],
             seed=told["seed"],
             start_seed=told["start-seed"],
             base=told["base"],

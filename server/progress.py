@@ -1,14 +1,5 @@
-"""What a run tells whoever watches it: a display in simulation, the log elsewhere.
+"""What a run tells whoever watches it: a display in simulation, the log elsewhere."""
 
-A line of the log is one event in logfmt, so that a person can read it and a program can, too:
-
-    event=excluded round=3 client=oslo reason="no reply within 600 s"
-"""
-
-import json
-import logging
-import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,8 +8,7 @@ from typing import Any, Protocol
 
 from server.exchange import Rejection
 from server.roster import Member, Roster
-
-log = logging.getLogger("bouquet")
+from settings.events import log, log_to_stdout, logfmt
 
 
 class RunObserver(Protocol):
@@ -41,31 +31,6 @@ class RunObserver(Protocol):
 
     def run_finished(self, folder: Path) -> None:
         """The adapter is written."""
-
-
-def logfmt(event: str, **fields: object) -> str:
-    """One event as key=value pairs; what is not a plain word is quoted, control characters too.
-
-    >>> logfmt("excluded", round=3, client="oslo", reason="no reply")
-    'event=excluded round=3 client=oslo reason="no reply"'
-    """
-    return " ".join(f"{name}={_value(value)}" for name, value in {"event": event, **fields}.items())
-
-
-def _value(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = str(value)
-    return text if re.fullmatch(r"[\w./:@+-]+", text) else json.dumps(text)
-
-
-def log_to_stdout() -> None:
-    """Show the log, unless whoever runs this process has said where it goes."""
-    if not log.handlers and not logging.getLogger().handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
 
 
 class LogObserver:
@@ -128,5 +93,9 @@ def observe_run(observer: RunObserver) -> Iterator[None]:
 
 
 def current_observer() -> RunObserver:
-    """Who watches this run."""
-    return _observer.get() or LogObserver()
+    """Who watches this run; where nobody does, its log goes to the standard output."""
+    observer = _observer.get()
+    if observer is None:
+        log_to_stdout()
+        observer = LogObserver()
+    return observer

@@ -220,3 +220,16 @@ def test_a_site_with_a_cache_says_what_it_holds_and_trains_from_it(
     lost = send("train", told([*versions, "f" * 32]), here)
     assert "lacks 1 of 3 pieces" in str(lost["failure"]["reason"])  # type: ignore[index, call-overload]
     assert lost["failure"]["holds"] == sorted(versions)  # type: ignore[index, call-overload]
+
+
+def test_a_site_logs_what_it_did_and_a_simulated_client_does_not(
+    config: Config, tuned: TunedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="bouquet")
+    message = instruct(config, tuned.base.identity)
+    send("train", message, context(config))
+    assert not caplog.records
+    send("train", message, context(config, name="oslo"))
+    (line,) = [record.message for record in caplog.records]
+    start = f"event=trained round={ROUND} version={'0' * 16} node=41 client=oslo rank=2 examples="
+    assert line.startswith(start)
