@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types format bench plot pretrain clean
+.PHONY: demo test check lint types format bench fuzz plot pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Bouquet needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -37,6 +37,9 @@ plot: $(READY)  ## draw the newest demo run into docs/demo.svg
 
 bench: $(READY)  ## ratios against plain loops, memory, Ray; about a quarter of an hour
 	$(BIN)/python -m benchmarks
+
+fuzz: $(READY)  ## a million damaged payloads at the decoders of what clients send; ten minutes
+	$(BIN)/python tools/fuzz_codec.py
 
 pretrain: $(READY)  ## make the embedded base model again
 	$(BIN)/python tools/pretrain.py

@@ -24,7 +24,8 @@ def check_base(wanted: str, own: str) -> None:
     if wanted != own:
         raise BouquetError(
             f"the run's base model is {wanted}, but this site's is {own}: both must be the same "
-            "weights; check model.path and the site's model-path"
+            "weights and tokenizer in the same number format; check model.path, model.dtype and "
+            "the site's model-path"
         )
 
 

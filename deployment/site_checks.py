@@ -91,7 +91,7 @@ def _identity(tuned: TunedModel, wanted: str) -> Finding:
     if found != wanted:
         return mend(
             "base model",
-            f"identity {found}, the coordinator's is {wanted}: other weights, another "
+            f"identity {found}, the coordinator's is {wanted}: other weights or tokenizer, another "
             "model.dtype or other data.labels; get the model from the same place",
         )
     return fine("base model", f"loads, identity {found} as announced")

@@ -33,7 +33,7 @@ def check(
     coordinator will.
 
     Examples:
-      bouquet check sites/oslo --config run.toml --identity 53cf9de1b1a1a4cd
+      bouquet check sites/oslo --config run.toml --identity 16b426c7cc42a7cab301219cd56c40eb
 
       bouquet check . --offline --set data.context=512
     """

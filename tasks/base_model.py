@@ -7,7 +7,6 @@ base and the logits is then the head, which trains, and no part of the base's id
 """
 
 import difflib
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -25,9 +23,9 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters.errors import UsageError, listing
 from settings.run import EMBEDDED
+from tasks.identity import base_identity
 
 EMBEDDED_FOLDER = Path("tasks", "stdlib_lm")
-FINGERPRINT_VALUES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +36,7 @@ class BaseModel:
     tokenizer: Any
     path: str
     identity: str
-    """Hash of architecture, tensor names, shapes and a sample of every tensor's values.
-
-    With a head: of the labels too, and of no parameter of the head.
-    """
+    """Hash of class, weights, tokenizer and labels, without the head: tasks/identity.py."""
     context: int
     """The longest sequence that the model takes."""
     head: tuple[str, ...] = ()
@@ -126,11 +121,12 @@ def load_base_model(path: str, dtype: str, device: str, labels: Sequence[str] = 
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False
+    identity = base_identity(model, tokenizer, _folder_of(place), head, labels)
     return BaseModel(
         model.to(choose_device(device)),
         tokenizer,
         path=place,
-        identity=_fingerprint(model, head, labels),
+        identity=identity,
         context=longest,
         head=head,
         new=frozenset(head) & lacking,
@@ -195,19 +191,14 @@ def _find_head(model: Any, lacking: Collection[str], path: str) -> tuple[str, ..
     return tuple(sorted(head))
 
 
-def _fingerprint(model: nn.Module, head: Collection[str] = (), labels: Sequence[str] = ()) -> str:
-    digest = hashlib.sha256(type(model).__name__.encode())
-    if labels:
-        digest.update(json.dumps(list(labels)).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if name in head:
-            continue
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)].to(torch.float32).cpu().numpy()
-        digest.update(
-            f"{name}{tuple(tensor.shape)}".encode() + np.ascontiguousarray(sample).tobytes()
-        )
-    return digest.hexdigest()[:16]
+def _folder_of(place: str) -> Path | None:
+    """Where the files of a model lie; of a hub id, in the hub's cache."""
+    if Path(place).is_dir():
+        return Path(place)
+    found = transformers.utils.cached_file(
+        place, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
+    )
+    return Path(found).parent if found else None
 
 
 def find_target_modules(model: Any, targets: str, head: Collection[str] = ()) -> list[str]:
