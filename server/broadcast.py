@@ -20,6 +20,10 @@ from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
 from strategies.strategy import BOTH, GlobalModel, LocalRule, Strategy
 
 
+LIVES_FOR = 1.5
+"""Deadlines that a message lives: a site that comes back later finds no work of an old round."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A client of this round's cohort, and what the method asks of it."""
@@ -178,6 +182,7 @@ def round_messages(
             dst_node_id=each.member.node_id,
             message_type=kind,
             group_id=str(server_round),
+            ttl=LIVES_FOR * settings.clients.timeout_seconds,
         )
         for each in asked
     ]

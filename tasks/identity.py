@@ -2,7 +2,7 @@
 
     leaf       SHA-256 of up to 16 MiB of a tensor's bytes
     tensor     SHA-256 of its leaves
-    identity   SHA-256 of format, class, configuration, labels, (name, dtype, shape, tensor) of every
+    identity   SHA-256 of format, class, configuration, labels, (name, dtype, shape, tensor) of each
                weight in the order of names, and the tokenizer; its first 32 hexadecimal digits
 
 It is computed from what was loaded, not from files: the same weights in one file or in ten, in

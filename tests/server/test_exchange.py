@@ -154,6 +154,7 @@ def test_each_client_gets_its_own_seed_and_the_same_model() -> None:
     one, other = round_messages("train", ASKED, sent, SETTINGS, ROUND, BASE)
     seeds = {message.content["instruction"]["seed"] for message in (one, other)}
     assert len(seeds) == 2
+    assert one.metadata.ttl == 1.5 * SETTINGS.clients.timeout_seconds
     assert one.content["merged"] is other.content["merged"]
     assert "start" not in one.content
     assert sent.version != broadcast(GlobalModel(start=HONEST), "float32").version
