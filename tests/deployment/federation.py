@@ -7,6 +7,7 @@ is replaced here; every command is the page's own.
 import json
 import shutil
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ class Federation:
             for name in ("oslo", "bergen"):
                 self.write_site(step, name)
         else:
-            for machine in step.machines:
-                self.play_on(machine, step)
+            with ThreadPoolExecutor() as machines:
+                list(machines.map(lambda machine: self.play_on(machine, step), step.machines))
 
     def play_on(self, machine: str, step: Step) -> None:
         """Commands on one machine; a site's are written for the first that they are for."""

@@ -1,13 +1,11 @@
 """bouquet check: each line tells what is so, or what to do."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from deployment.connection_checks import check_connection
 from deployment.findings import Finding, Verdict
@@ -19,10 +17,9 @@ from deployment.site_file import read_site
 from deployment.superlink_probe import clock_difference
 from settings.keys import Value
 from settings.site import Site
-from tests.deployment.loopback import ROOT, free_ports
+from simulations.cli import cli
+from tests.deployment.loopback import free_ports
 from tests.tiny_models import open_model, settings_for
-
-OFFLINE = ("--offline", "--set", "data.context=48")
 
 
 @pytest.fixture
@@ -159,13 +156,8 @@ def test_the_exit_code_says_whether_anything_is_to_mend(
         f"superlink = 'localhost:9092'\nport = 9094\n[node]\nname = 'oslo'\nrank = {rank}\n"
         f"data-path = '{data}'\nmodel-path = '{llama_folder}'\ndevice = 'cpu'\n"
     )
-    result = subprocess.run(
-        [*(sys.executable, "-m", "simulations", "check", str(tmp_path)), *OFFLINE],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == code, result.stderr
-    assert ("oslo can join" in result.stdout) == (code == 0)
-    assert ("1 to mend before oslo can take part" in result.stdout) == (code == 1)
+    command = ["check", str(tmp_path), "--offline", "--set", "data.context=48"]
+    said = CliRunner(env={"COLUMNS": "200"}).invoke(cli, command)
+    assert said.exit_code == code, said.output
+    assert ("oslo can join" in said.output) == (code == 0)
+    assert ("1 to mend before oslo can take part" in said.output) == (code == 1)
