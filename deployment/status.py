@@ -65,7 +65,8 @@ class Status:
                 totals.train_seconds += client["train_seconds"]
                 totals.bytes_up += client["bytes_up"]
                 totals.bytes_down += client["bytes_down"]
-            for failure in record.get("failures", []):
+            failures = record.get("failures", []) + record.get("evaluation_failures", [])
+            for failure in failures:
                 name = str(failure["client"])
                 totals = found.setdefault(name, SiteTotals(name))
                 totals.failures.append((int(record["round"]), str(failure["reason"])))

@@ -19,7 +19,6 @@ from settings.keys import flatten
 from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
 from strategies.strategy import BOTH, GlobalModel, LocalRule, Strategy
 
-
 LIVES_FOR = 1.5
 """Deadlines that a message lives: a site that comes back later finds no work of an old round."""
 

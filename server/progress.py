@@ -92,6 +92,11 @@ def observe_run(observer: RunObserver) -> Iterator[None]:
         _observer.reset(token)
 
 
+def is_observed() -> bool:
+    """Whether somebody watches, as in a simulation; in a process of Flower's nobody does."""
+    return _observer.get() is not None
+
+
 def current_observer() -> RunObserver:
     """Who watches this run; where nobody does, its log goes to the standard output."""
     observer = _observer.get()

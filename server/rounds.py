@@ -10,7 +10,7 @@ bytes as one that was never interrupted.
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,7 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
             failed = {rejection.client for rejection in rejected}
             held_out, unheard = _evaluate(run, after, [m for m in present if m.name not in failed])
             record |= held_out
+            record["evaluation_failures"] = [asdict(rejection) for rejection in unheard]
             rejected += unheard
     record |= {"spare": admitted.spare, "strays": dict(run.mailbox.strays)}
     record |= seconds | {"seconds": time.perf_counter() - began}

@@ -132,3 +132,17 @@ def test_over_selection_replaces_who_fails(tmp_path: Path) -> None:
     assert taking_part(records) == [[1, 2], [1, 2]]
     assert [record["spare"] for record in records] == [[], []]
     assert [f["client"] for f in records[0]["failures"]] == ["client-00"]
+
+
+def test_who_fails_an_evaluation_is_named_in_the_log(tmp_path: Path) -> None:
+    def crash(client: int, message: Message, reply: Message) -> Message | None:
+        evaluates = "metrics" in reply.content and "adapter" not in reply.content
+        return None if client == 1 and evaluates else reply
+
+    settings = settings_of(tmp_path / "run", rounds=1, evaluate__clients=True)
+    (record,) = play(settings, {}, crash)
+    (failure,) = record["evaluation_failures"]
+    assert failure["client"] == "client-01"
+    assert "this client crashed" in failure["reason"]
+    assert record["failures"] == []
+    assert len(record["clients"]) == 3
