@@ -23,7 +23,7 @@ from adapters.codec import as_sent
 from adapters.errors import BouquetError, UsageError, listing
 from server.aggregation import aggregate, freezes_tails, frozen_tails, weigh
 from server.attendance import Attendance, ask_principal, call_roster
-from server.broadcast import ask, broadcast_to, round_messages, start_seed
+from server.broadcast import Asked, Broadcast, ask, broadcast_to, round_messages, start_seed
 from server.evaluation import evaluate_on_clients, evaluate_on_server, evaluate_trained
 from server.exchange import Admitted, Rejection, admit_replies
 from server.guard import guard
@@ -129,43 +129,19 @@ def begin_model(
 def _play_round(run: Run, state: ServerState) -> ServerState:
     """One round, committed."""
     settings, strategy, server_round = run.settings, run.strategy, state.round + 1
-    clients = settings.clients
     seconds: dict[str, float] = {}
     began = time.perf_counter()
     present = _wait_for_members(run)
-    cohort = sample_cohort(
-        present, clients.fraction, settings.seed, server_round, clients.over_selection
-    )
-    run.observer.round_started(server_round, cohort)
-    asked = ask(cohort, strategy, state.model)
     with _timed(seconds, "train_seconds"):
-        sent = broadcast_to(asked, state.model, settings.wire.dtype, state.pieces)
-        messages = round_messages(
-            MessageType.TRAIN, asked, sent, settings, server_round, state.base
-        )
-        answers = run.mailbox.exchange(messages, clients.timeout_seconds)
-        admitted = admit_replies(
-            _noting_holdings(run, answers),
-            asked,
-            state.model.start,
-            run.attendance.roster,
-            settings,
-            server_round,
-            min(cohort_size(len(present), clients.fraction), len(cohort)),
-        )
-        admitted = guard(admitted, asked, state.model.start, clients)
-    replies, rejected = admitted.replies, list(admitted.rejected)
+        asked, sent, admitted = _train(run, state, present)
     _check_enough(admitted, settings, server_round)
+    replies, rejected, start = admitted.replies, list(admitted.rejected), state.model.start
     run.observer.phase_started("aggregating")
     with _timed(seconds, "aggregate_seconds"):
-        updates = weigh(replies, clients.weights, state.model.start)
+        updates = weigh(replies, settings.clients.weights, start)
         freezes_tail = freezes_tails(asked)
-        tails = frozen_tails(replies, updates, state.model.start) if freezes_tail else []
-        model, pieces = aggregate(strategy, state.model, replies, updates, tails), state.pieces
-        if pieces is not None:
-            pieces, merged = in_pieces(pieces, state.model, model, settings.wire.dtype)
-            model = replace(model, merged=merged)
-    after = replace(state, round=server_round, model=replace(model, increment=None), pieces=pieces)
+        tails = frozen_tails(replies, updates, start) if freezes_tail else []
+        after = _after(state, aggregate(strategy, state.model, replies, updates, tails), settings)
     with _timed(seconds, "telemetry_seconds"):
         record = round_record(
             server_round,
@@ -184,8 +160,8 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
             if settings.evaluate.trained and not strategy.properties.personal:
                 run.observer.phase_started("evaluating what came back")
                 record |= evaluate_trained(state.model, replies, updates, freezes_tail, settings)
-            failed = {rejection.client for rejection in rejected}
-            held_out, unheard = _evaluate(run, after, [m for m in present if m.name not in failed])
+            busy = {*admitted.spare, *(rejection.client for rejection in rejected)}
+            held_out, unheard = _evaluate(run, after, [m for m in present if m.name not in busy])
             record |= held_out
             record["evaluation_failures"] = [asdict(rejection) for rejection in unheard]
             rejected += unheard
@@ -196,8 +172,44 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
     run.folder.save(after)
     run.observer.round_finished(record, rejected)
     failed = {rejection.client for rejection in rejected}
-    run.attendance.ask_again([member for member in cohort if member.name in failed])
+    run.attendance.ask_again([member for member in present if member.name in failed])
     return after
+
+
+def _train(
+    run: Run, state: ServerState, present: list[Member]
+) -> tuple[list[Asked], Broadcast, Admitted]:
+    """Sample, send, and take what comes in time: who was asked what, and what of it counts."""
+    settings, clients, server_round = run.settings, run.settings.clients, state.round + 1
+    cohort = sample_cohort(
+        present, clients.fraction, settings.seed, server_round, clients.over_selection
+    )
+    run.observer.round_started(server_round, cohort)
+    asked = ask(cohort, run.strategy, state.model)
+    sent = broadcast_to(asked, state.model, settings.wire.dtype, state.pieces)
+    messages = round_messages(MessageType.TRAIN, asked, sent, settings, server_round, state.base)
+    answers = run.mailbox.exchange(messages, clients.timeout_seconds)
+    admitted = admit_replies(
+        _noting_holdings(run, answers),
+        asked,
+        state.model.start,
+        run.attendance.roster,
+        settings,
+        server_round,
+        enough=cohort_size(len(present), clients.fraction),
+    )
+    return asked, sent, guard(admitted, asked, state.model.start, clients)
+
+
+def _after(state: ServerState, model: GlobalModel, settings: RunSettings) -> ServerState:
+    """The state after a round that made this model, and merged in pieces where it travels so."""
+    pieces = state.pieces
+    if pieces is not None:
+        pieces, merged = in_pieces(pieces, state.model, model, settings.wire.dtype)
+        model = replace(model, merged=merged)
+    return replace(
+        state, round=state.round + 1, model=replace(model, increment=None), pieces=pieces
+    )
 
 
 def _wait_for_members(run: Run) -> list[Member]:
