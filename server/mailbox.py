@@ -1,16 +1,24 @@
 """Messages out, answers in: whoever is silent, a wait ends.
 
 Flower holds an answer until somebody asks for it. A mailbox asks for all that is still out, so that
-an answer that comes after its round is taken from the SuperLink, counted and dropped.
+an answer that comes after its round is taken from the SuperLink, counted and dropped. A SuperLink
+that is out of breath (its database is locked, say) is asked again before the run gives up.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from settings.events import log, logfmt
+
+Found = TypeVar("Found")
+AGAIN_AFTER_SECONDS = (1.0, 2.0, 4.0, 8.0)
+TRANSPORT = "httpx"
+"""The library by which Flower's grid asks the SuperLink: its errors are worth another try."""
 SHORTEST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
 
@@ -33,7 +41,7 @@ class Mailbox:
 
     def node_ids(self) -> list[int]:
         """The nodes that are connected now, sorted."""
-        return sorted(self._grid.get_node_ids())
+        return sorted(_patiently(self._grid.get_node_ids))
 
     def exchange(self, messages: Iterable[Message], seconds: float) -> Iterator[Message]:
         """Send the messages and yield each answer as it comes, until `seconds` have passed.
@@ -66,13 +74,14 @@ class Mailbox:
         return came
 
     def _push(self, messages: Iterable[Message]) -> set[str]:
-        return {name for name in self._grid.push_messages(list(messages)) if name}
+        letters = list(messages)
+        return {name for name in _patiently(lambda: self._grid.push_messages(letters)) if name}
 
     def _pull(self) -> list[Message]:
         """The answers that `exchange` waits for; all others are put where they belong."""
         came = []
         out = sorted(self._waiting | self._later | self._overdue)
-        for answer in self._grid.pull_messages(out) if out else []:
+        for answer in _patiently(lambda: self._grid.pull_messages(out)) if out else []:
             question = answer.metadata.reply_to_message_id
             if question in self._waiting:
                 came.append(answer)
@@ -89,3 +98,16 @@ class Mailbox:
         if question in self._answered:
             return "duplicate"
         return "late" if question in self._overdue else "foreign"
+
+
+def _patiently(ask: Callable[[], Found]) -> Found:
+    """The SuperLink's answer; asked up to five times where the way to it, or it, fails."""
+    for pause in AGAIN_AFTER_SECONDS:
+        try:
+            return ask()
+        except Exception as error:
+            if not type(error).__module__.startswith(TRANSPORT):
+                raise
+            log.warning(logfmt("superlink-failed", again_in=pause, reason=str(error)[:200]))
+            time.sleep(pause)
+    return ask()

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -115,3 +116,39 @@ def test_a_message_that_could_not_be_sent_is_not_waited_for(grid: SlowGrid) -> N
     grid.push_messages = lambda messages: [None, *list(push(messages))[1:]]  # type: ignore
     grid.ready = ["m1"]
     assert questions(Mailbox(grid).exchange(letters(2), 60.0)) == ["m1"]
+
+
+def test_a_superlink_out_of_breath_is_asked_again(
+    grid: SlowGrid, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("server.mailbox.time.sleep", pauses.append)
+    pull, failures = grid.pull_messages, iter([True, True, False])
+
+    def out_of_breath(message_ids: Iterable[str]) -> list[Message]:
+        if next(failures):
+            raise httpx.ReadError("database is locked")
+        return pull(message_ids)
+
+    monkeypatch.setattr(grid, "pull_messages", out_of_breath)
+    grid.ready = ["m0"]
+    assert questions(Mailbox(grid).exchange(letters(1), 60.0)) == ["m0"]
+    assert pauses == [1.0, 2.0]
+    assert "event=superlink-failed" in caplog.text
+
+
+@pytest.mark.parametrize(("error", "times"), [(httpx.ReadError("gone"), 5), (ValueError("x"), 1)])
+def test_what_does_not_pass_is_an_error(
+    error: Exception, times: int, grid: SlowGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.mailbox.time.sleep", lambda seconds: None)
+    asked: list[int] = []
+
+    def gone() -> list[int]:
+        asked.append(1)
+        raise error
+
+    monkeypatch.setattr(grid, "get_node_ids", gone)
+    with pytest.raises(type(error)):
+        Mailbox(grid).node_ids()
+    assert len(asked) == times
