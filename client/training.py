@@ -16,6 +16,7 @@ import torch
 from adapters.adapter import Adapter, FloatArray
 from adapters.errors import BouquetError
 from adapters.head import Head
+from client.frozen import frozen_in_bfloat16
 from client.pruning import RestPenalty
 from settings.run import LocalSettings
 from tasks.encoding import Batch, Encoded, order_batches
@@ -127,27 +128,28 @@ def train(
         _restore_moments(optimizer, parameters, moments or {})
         pairs = list(zip(parameters[0::2], parameters[1::2], strict=False))[: len(start)]
         tuned.model.train()
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, local)
-            batches = [tuned.batch([examples[i] for i in batch]) for batch in next(groups)]
-            tokens = sum(batch.targets for batch in batches)
-            loss = _backward(tuned, batches, tokens, bfloat16)
-            if not math.isfinite(loss):
-                raise BouquetError(
-                    f"the training loss became {loss} at step {step + 1} of {steps}: lower "
-                    f"local.learning-rate (now {local.learning_rate:g}) or local.max-grad-norm, or "
-                    "look for damaged examples"
-                )
-            if penalty is not None:
-                penalty(pairs).backward()  # type: ignore[no-untyped-call]
-            if local.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            total_loss += loss * tokens
-            total_tokens += tokens
-            if observer is not None:
-                observer(step + 1, steps)
+        with frozen_in_bfloat16(tuned.model, bfloat16):
+            for step in range(steps):
+                optimizer.param_groups[0]["lr"] = learning_rate(step, steps, local)
+                batches = [tuned.batch([examples[i] for i in batch]) for batch in next(groups)]
+                tokens = sum(batch.targets for batch in batches)
+                loss = _backward(tuned, batches, tokens, bfloat16)
+                if not math.isfinite(loss):
+                    raise BouquetError(
+                        f"the training loss became {loss} at step {step + 1} of {steps}: lower "
+                        f"local.learning-rate (now {local.learning_rate:g}) or "
+                        "local.max-grad-norm, or look for damaged examples"
+                    )
+                if penalty is not None:
+                    penalty(pairs).backward()  # type: ignore[no-untyped-call]
+                if local.max_grad_norm:
+                    torch.nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                total_loss += loss * tokens
+                total_tokens += tokens
+                if observer is not None:
+                    observer(step + 1, steps)
         tuned.model.eval()
         adapter, trained_head = slot.read(), slot.read_head()
         kept = _read_moments(optimizer, parameters) if moments is not None else {}
