@@ -1,7 +1,7 @@
 """The parts of `merged` that a site has kept, and those that came with this message."""
 
 import hashlib
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import RecordDict
@@ -26,12 +26,14 @@ def held_pieces(cache: Path) -> list[str]:
 
 
 def sum_of_pieces(
-    content: RecordDict, versions: Sequence[str], shelf: MutableMapping[str, bytes] | None
+    content: RecordDict, versions: Sequence[str], shelf: FolderShelf | None
 ) -> Adapter | None:
     """Merged: the pieces of these versions side by side, in this order; None where there is none.
 
-    What came is put on the shelf, and what this run no longer needs is taken from it. Raises
-    BouquetError where a piece neither came nor is there, or is not what its version says.
+    shelf: this run's. What came is put on it, and so is what only another run of this site has:
+    `held_pieces` tells of all of them, so the server may count on it. What this run no longer needs
+    is taken from it. Raises BouquetError where a piece neither came nor is there, or is not what
+    its version says.
     """
     packed: dict[str, bytes] = {}
     missing = []
@@ -45,6 +47,8 @@ def sum_of_pieces(
                 shelf[name] = packed[name]
         elif shelf is not None and name in shelf:
             packed[name] = shelf[name]
+        elif shelf is not None and (data := _of_another_run(shelf, version)) is not None:
+            shelf[name] = packed[name] = data
         else:
             missing.append(version)
     if missing:
@@ -57,6 +61,15 @@ def sum_of_pieces(
             del shelf[name]
     parts = [unpack(packed[PIECE + version]) for version in versions]
     return stack(parts, [1.0] * len(parts)) if parts else None
+
+
+def _of_another_run(shelf: FolderShelf, version: str) -> bytes | None:
+    """The piece of this version from beside this run's shelf; None where it is not there whole."""
+    for run in sorted(shelf.folder.parent.glob("*")):
+        data = FolderShelf(run).get(PIECE + version)
+        if data is not None and _version(data) == version:
+            return data
+    return None
 
 
 def _version(packed: bytes) -> str:

@@ -107,6 +107,18 @@ def test_a_piece_that_is_nowhere_is_named(tmp_path: Path) -> None:
         sum_of_pieces(message(), VERSIONS[:2], None)
 
 
+def test_a_piece_that_only_another_run_has_is_there_too(tmp_path: Path) -> None:
+    sum_of_pieces(message(0, 1), VERSIONS[:2], run_shelf(tmp_path, "run"))
+    again = run_shelf(tmp_path, "again")
+    assert held_pieces(tmp_path) == sorted(VERSIONS[:2])
+    found = sum_of_pieces(message(2), VERSIONS, again)
+    whole = sum_of_pieces(message(0, 1, 2), VERSIONS, None)
+    assert found is not None
+    assert whole is not None
+    assert pack(found) == pack(whole)
+    assert list(again) == sorted(PIECE + version for version in VERSIONS)
+
+
 def test_a_piece_that_is_not_what_its_version_says_is_refused(tmp_path: Path) -> None:
     forged = RecordDict({PIECE + VERSIONS[0]: to_record(PACKED[1])})
     with pytest.raises(BouquetError, match="does not match its version"):

@@ -146,6 +146,16 @@ def test_who_joins_late_or_lost_its_disk_between_two_runs_has_the_same_bits(
     assert bits(torn) == bits(whole)
 
 
+def test_the_same_run_once_more_under_another_name_has_the_same_bits(tmp_path: Path) -> None:
+    first = Federation(tmp_path)
+    first.play()
+    again = Federation(tmp_path)
+    again.settings = settings_of(tmp_path / "again", rounds=4)
+    again.play()
+    assert [record.get("failures", []) for record in again.records] == [[]] * 5
+    assert bits(again) == bits(first)
+
+
 def test_a_site_that_lost_what_it_said_it_has_is_named_and_sent_everything_next(
     tmp_path: Path,
 ) -> None:
