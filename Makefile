@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check lint types format bench fuzz plot pretrain clean
+.PHONY: demo test check lint types format bench fuzz soak load plot pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Bouquet needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -35,11 +35,17 @@ format: $(READY)
 plot: $(READY)  ## draw the newest demo run into docs/demo.svg
 	$(BIN)/python tools/plot_run.py $$(ls -dt runs/*/ | head -1) --output docs/demo.svg
 
-bench: $(READY)  ## ratios against plain loops, memory, Ray; about a quarter of an hour
+bench: $(READY)  ## ratios against plain loops, memory, Ray, Flower's FedAvg; half an hour
 	$(BIN)/python -m benchmarks
 
 fuzz: $(READY)  ## a million damaged payloads at the decoders of what clients send; ten minutes
 	$(BIN)/python tools/fuzz_codec.py
+
+soak: $(READY)  ## kill -9 in a federation, 20 times each process, and compare bytes; an hour
+	$(BIN)/python -m tools.soak
+
+load: $(READY)  ## 16 SuperNodes, 200 rounds: nothing lost, nothing grows; an hour on two cores
+	$(BIN)/python -m tools.load
 
 pretrain: $(READY)  ## make the embedded base model again
 	$(BIN)/python tools/pretrain.py

@@ -1,6 +1,6 @@
 """Measure everything and print one table.
 
-    python -m benchmarks                  # everything: about a quarter of an hour on two cores
+    python -m benchmarks                  # everything: about half an hour on two cores
     python -m benchmarks algebra memory   # only these
     python -m benchmarks --quick          # tiny sizes: does it run at all? The numbers mean nothing
 
@@ -26,6 +26,7 @@ BENCHMARKS = {
     "memory": "peak memory with many clients over one",
     "algebra": "stack, refactor and the wire codec over memcpy and one matrix product",
     "wire": "bytes of an adapter in each number format over raw float32, and what it costs",
+    "deployed": "a round over the network over one of Flower's FedAvg and one raw array",
     "truncation": "flexlora and florist by stacked factors over the dense route",
 }
 

@@ -90,20 +90,20 @@ class Loopback:
             for path in sorted(self.logs.glob("*.log"))
         )
 
-    def wait_for(self, name: str, text: str) -> None:
-        """Until the process has written this text; fails if it ends before."""
+    def wait_for(self, name: str, text: str, times: int = 1) -> None:
+        """Until the process has written this text so often; fails if it ends before."""
         give_up = time.monotonic() + PATIENCE_SECONDS
-        while text not in self.log(name):
-            ended = self._started[name].poll() is not None and text not in self.log(name)
+        while self.log(name).count(text) < times:
+            ended = self._started[name].poll() is not None and self.log(name).count(text) < times
             if ended or time.monotonic() > give_up:
                 raise AssertionError(f"{name} never wrote {text!r}\n{self.all_logs()}")
             time.sleep(0.1)
         self._remember_sessions()
 
-    def wait_for_end(self, name: str) -> int:
+    def wait_for_end(self, name: str, seconds: float = PATIENCE_SECONDS) -> int:
         """The exit code of a started process."""
         try:
-            return self._started[name].wait(timeout=PATIENCE_SECONDS)
+            return self._started[name].wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{name} does not end\n{self.all_logs()}") from None
 
@@ -116,15 +116,45 @@ class Loopback:
         earlier: set[int] = set()
         give_up = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < give_up:
-            tasks = self._tasks_of(self._started[name].pid)
+            tasks = self.tasks_of(name)
             if message not in self.log(name):
                 earlier |= tasks
             for pid in tasks - earlier:
-                if _cpu_seconds(pid) > AT_WORK_SECONDS:
+                if cpu_seconds(pid) > AT_WORK_SECONDS:
                     os.kill(pid, signal.SIGKILL)
                     return
             time.sleep(0.05)
         raise AssertionError(f"{name} starts no ClientApp after {message!r}\n{self.all_logs()}")
+
+    def tasks_of(self, name: str, program: str = "flwr-clientapp") -> set[int]:
+        """What the SuperExec of a SuperNode or SuperLink started; not what that starts itself."""
+        self._remember_sessions()
+        known = {pid: parent for pid, parent, _, _ in _processes()}
+        return {
+            pid
+            for pid in self._descendants(self._started[name].pid)
+            if program in _command_line(pid)
+            and "flower-superexec" in _command_line(known.get(pid, 0))
+        }
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a started process itself; what it started may live on."""
+        self._remember_sessions()
+        self._started[name].kill()
+        self._started[name].wait()
+
+    def pid(self, name: str) -> int:
+        """Of a started process."""
+        return self._started[name].pid
+
+    def kill_pid(self, pid: int) -> None:
+        """SIGKILL one of the processes that were found here; one that has ended is no error."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def has_ended(self, name: str) -> bool:
+        """Whether a started process is gone."""
+        return self._started[name].poll() is not None
 
     def stop(self) -> None:
         """End everything: asked first, then killed, then looked for again."""
@@ -155,16 +185,6 @@ class Loopback:
             for pid in self._descendants(process.pid):
                 self._sessions.add(known.get(pid, process.pid))
 
-    def _tasks_of(self, supernode: int) -> set[int]:
-        """The ClientApps that its SuperExec started, without what these start themselves."""
-        known = {pid: parent for pid, parent, _, _ in _processes()}
-        return {
-            pid
-            for pid in self._descendants(supernode)
-            if "flwr-clientapp" in _command_line(pid)
-            and "flower-superexec" in _command_line(known.get(pid, 0))
-        }
-
     def _descendants(self, root: int) -> list[int]:
         children: dict[int, list[int]] = {}
         for pid, parent, _, _ in _processes():
@@ -190,7 +210,8 @@ def _processes() -> list[tuple[int, int, int, bool]]:
     return found
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """Processor time that this process has used; 0 where there is none."""
     try:
         after_name = (
             Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
