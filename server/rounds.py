@@ -106,7 +106,7 @@ def _begin(run: Run) -> ServerState:
         state = replace(state, model=replace(model, merged=merged), pieces=pieces)
     began = time.perf_counter()
     held_out, _ = _evaluate(run, state, roster.members)
-    record = base_record(held_out) | {"evaluate_seconds": time.perf_counter() - began}
+    record = base_record(held_out, roster) | {"evaluate_seconds": time.perf_counter() - began}
     state = replace(state, log_bytes=run.folder.append(record))
     run.folder.save(state)
     run.observer.round_finished(record, [])

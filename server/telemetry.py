@@ -16,6 +16,7 @@ from adapters.algebra import beyond, module_norms, total_norm
 from adapters.refactoring import effective_rank, singular_values
 from server.broadcast import Asked, Broadcast, broadcast_error
 from server.exchange import Rejection, Reply
+from server.roster import Roster
 from strategies.noise import aggregation_noise
 from strategies.strategy import GlobalModel, Update, ideal_increment
 
@@ -146,6 +147,12 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0.0 else 0.0
 
 
-def base_record(held_out: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of round 0: the base model before any training."""
-    return {"round": 0, **held_out}
+def base_record(held_out: Mapping[str, Any], roster: Roster) -> dict[str, Any]:
+    """The line of round 0: the base model before any training, and who was there to begin with.
+
+    The largest rank among them is that of the run's first factors.
+    """
+    present = [
+        {"client": m.name, "rank": m.rank, "num_examples": m.num_examples} for m in roster.members
+    ]
+    return {"round": 0, **held_out, "base": roster.base, "present": present}

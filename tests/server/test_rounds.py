@@ -320,7 +320,13 @@ def test_every_line_of_the_log_is_json_that_names_its_units(tmp_path: Path) -> N
     folder = play(settings_of(tmp_path / "run", evaluate__clients=True))
     lines = (folder / "rounds.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [0, 1, 2, 3]
-    last = json.loads(lines[-1])
+    first, last = json.loads(lines[0]), json.loads(lines[-1])
+    assert first["base"] == "fake-base"
+    assert [(c["client"], c["rank"], c["num_examples"]) for c in first["present"]] == [
+        ("client-00", 3, 10),
+        ("client-01", 2, 20),
+        ("client-02", 1, 30),
+    ]
     assert last["client_held_out_loss"] == pytest.approx(2.0)
     assert set(last["module_noise"]) == set(SHAPES)
     assert {"train_seconds", "aggregate_seconds", "bytes_up", "effective_rank"} <= set(last)
