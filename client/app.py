@@ -10,7 +10,6 @@ answers with an adapter. The same object runs in process, under Flower's simulat
 
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -27,9 +26,6 @@ from client.received import check_base, head_of, merged_of, start_of
 from client.shelf import RecordShelf, run_shelf
 from settings.events import log, log_to_stdout, logfmt
 from settings.site import parse_site
-
-if TYPE_CHECKING:
-    pass
 
 app = ClientApp()
 
