@@ -66,6 +66,37 @@ class Factors:
         return self.b.shape[0], self.a.shape[1]
 
 
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """The delta of one module as the matrix itself: the cheaper form from rank mn/(m+n) on.
+
+    values: (m, n) float32.
+
+    >>> Dense(np.ones((3, 5), np.float32)).rank
+    3
+    """
+
+    values: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.dtype != np.float32:
+            raise AdapterError(
+                "a dense delta is a float32 matrix (m, n); "
+                f"got {self.values.dtype} of shape {self.values.shape}"
+            )
+        object.__setattr__(self, "values", np.ascontiguousarray(self.values))
+
+    @property
+    def rank(self) -> int:
+        """min(m, n), the most that its rank can be."""
+        return min(self.shape)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n), the shape of the base matrix."""
+        return self.values.shape
+
+
 class Adapter(Mapping[str, Factors]):
     """The factors of every adapted module, by base-model name, in sorted order. Immutable.
 

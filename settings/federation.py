@@ -28,6 +28,9 @@ class StrategySettings:
         at_most=1,
     )
     penalty: float = key("hetlora: weight of the penalty on the last directions.", at_least=0)
+    min_rank: int = key(
+        "hetlora: no client prunes below this rank, or its own where that is lower.", at_least=1
+    )
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class StartSettings:
         "increment or of all that was merged, taken out of merged). The global model is the same. "
         "auto: the method's own.",
         one_of=("auto", "random", "keep-a", "increment", "global"),
+    )
+    adapter: str = key(
+        "Folder of a PEFT adapter that the run begins from: its delta is merged into the global "
+        "model before round one; empty: the base alone."
     )
     optimizer: str = key(
         "Each client's optimizer at the start of a round: fresh, or kept from its last round.",
@@ -64,6 +71,11 @@ class ClientsSettings:
         "A client's weight in the mean: its number of examples, the same for all, or by number of "
         "examples the geometric median of the changes, which a minority cannot drag away.",
         one_of=("examples", "uniform", "geometric-median"),
+    )
+    head: str = key(
+        "A classifier's head: averaged by the server (shared), or each client's own, which never "
+        "travels. auto: own under personal methods, else shared.",
+        one_of=("auto", "shared", "own"),
     )
     min_replies: int = key("A round with fewer usable replies stops the run.", at_least=1)
     timeout_seconds: float = key(
@@ -90,6 +102,11 @@ class EvaluateSettings:
         "The server also evaluates each client's model as it comes back, before aggregation."
     )
     every: int = key("Evaluate after every so many rounds, and after the last.", at_least=1)
+    batch_tokens: int = key(
+        "Most tokens, padding included, of one forward pass of evaluation; 0: as many as a "
+        "training step may take, local.batch-size times data.context.",
+        at_least=0,
+    )
     max_examples: int = key("Evaluate on at most this many examples; 0: all.", at_least=0)
 
 

@@ -5,9 +5,11 @@ that says what the value means, and the range it must lie in. Parsing knows noth
 """
 
 import difflib
+import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -141,12 +143,36 @@ def flatten_tables(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Val
         if isinstance(value, Mapping):
             flat |= flatten_tables(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            flat[prefix + name] = ",".join(map(str, value))
+            flat[prefix + name] = as_list(value)
         elif isinstance(value, bool | int | float | str):
             flat[prefix + name] = value
         else:
             raise UsageError(f"{prefix}{name} must be a number, text, true or false; got {value!r}")
     return flat
+
+
+def as_list(values: Sequence[object]) -> str:
+    """Several values as the text of one key, which `listed` reads back: flat keys hold no lists.
+
+    >>> as_list([16, 8, 8]), as_list(["a, b", "c"])
+    ('16,8,8', '["a, b", "c"]')
+    """
+    texts = [str(value) for value in values]
+    plain = all(text == text.strip() and text and not set(text) & set(',["') for text in texts)
+    return ",".join(texts) if plain else json.dumps(texts, ensure_ascii=False)
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The values in a text with commas, or in a TOML list, whose values may hold commas.
+
+    >>> listed("a, b"), listed('["a, b", "c"]'), listed("")
+    (('a', 'b'), ('a, b', 'c'), ())
+    """
+    if text.lstrip().startswith("["):
+        with suppress(tomllib.TOMLDecodeError):
+            values = tomllib.loads(f"values = {text}")["values"]
+            return tuple(str(value) for value in values)
+    return tuple(part.strip() for part in text.split(",")) if text.strip() else ()
 
 
 def read_assignment(text: str) -> tuple[str, Value]:

@@ -15,7 +15,7 @@ from settings.federation import (
     StrategySettings,
     WireSettings,
 )
-from settings.keys import Value, coerce, flatten_tables, key, parse
+from settings.keys import Value, coerce, flatten_tables, key, listed, parse
 
 EMBEDDED = "embedded"
 MAY_CHANGE_ON_RESUME = (
@@ -61,6 +61,20 @@ def parse_alpha(text: str) -> tuple[float, bool]:
     return float(match[1]), bool(match[2])
 
 
+def _parse_share(text: str) -> None:
+    if text != AUTO:
+        try:
+            fits = 0.0 <= float(text) <= 0.5
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError("expected auto, or a share from 0 to 0.5")
+
+
+def _share(text: str, auto: float) -> float:
+    return auto if text == AUTO else float(text)
+
+
 def _template_has_prompt(text: str) -> None:
     if text != AUTO and "{prompt}" not in text:
         raise ValueError("expected auto, or text that contains {prompt}")
@@ -76,6 +90,14 @@ class ModelSettings:
     )
     dtype: str = key("Number format of the frozen base.", one_of=("float32", "bfloat16", "float16"))
     device: str = key("Where to train: auto takes CUDA where there is one. A site may override.")
+    quantization: str = key(
+        "Hold the frozen base in 8 or 4 bits (bitsandbytes: pip install 'bouquet[quantization]'); "
+        "none: as model.dtype says.",
+        one_of=("none", "int8", "nf4"),
+    )
+    trust_remote_code: bool = key(
+        "Run the Python code that some models bring along. It can do anything: read it first."
+    )
 
 
 @dataclass(frozen=True)
@@ -116,7 +138,12 @@ class DataSettings:
         check=_template_has_prompt,
     )
     ending: str = key("Text after the response, before the end-of-text token; or auto.")
-    chat_template: bool = key("Use the tokenizer's own chat template instead of data.template.")
+    chat_template: bool = key(
+        "Use the tokenizer's own chat template instead of data.template; conversations always do."
+    )
+    chat_template_file: str = key(
+        "File with a chat template (Jinja), in place of the tokenizer's own; empty: its own."
+    )
     loss_on: str = key("Tokens that count in the loss.", one_of=("response", "all"))
     context: int = key("Most tokens of one example; longer responses are cut.", at_least=8)
     max_prompt: int = key(
@@ -124,27 +151,44 @@ class DataSettings:
         at_least=0,
     )
     max_examples: int = key("Use only this many examples, chosen by seed; 0: all.", at_least=0)
-    held_out: float = key(
-        "Share of all examples held out for the global model; no client trains on them.",
-        above=0,
-        at_most=0.5,
+    evaluation: str = key(
+        "File (or several, as in data.path) with a test set of its own for the global model; "
+        "empty: a share of data.path is held out."
     )
-    client_held_out: float = key(
-        "Share of a client's examples that it holds out for evaluation.", at_least=0, at_most=0.5
+    held_out: str = key(
+        "Share of all examples held out for the global model, from 0 to 0.5; no client trains on "
+        "them. auto: 0.05, or nothing where data.evaluation names a test set.",
+        check=_parse_share,
     )
+    client_held_out: str = key(
+        "Share of a client's examples that it holds out for evaluation, from 0 to 0.5. auto: 0.1, "
+        "or nothing where data.evaluation or the site's evaluation-path names a test set.",
+        check=_parse_share,
+    )
+
+    def held_out_share(self) -> float:
+        """The share of all examples that is held out for the global model."""
+        return _share(self.held_out, 0.0 if self.evaluation else 0.05)
+
+    def client_held_out_share(self, own_evaluation: bool = False) -> float:
+        """The share of a client's examples that it holds out.
+
+        own_evaluation: it brings a test set of its own.
+        """
+        return _share(self.client_held_out, 0.0 if self.evaluation or own_evaluation else 0.1)
 
     def listed_labels(self) -> tuple[str, ...]:
         """The labels one by one; empty where they are left to the data.
 
         Raises UsageError for fewer than two, an empty one, or one that comes twice.
         """
-        if not self.labels.strip():
+        labels = listed(self.labels)
+        if not labels:
             return ()
-        labels = tuple(label.strip() for label in self.labels.split(","))
         if len(labels) < 2 or "" in labels or len(set(labels)) < len(labels):
             raise UsageError(
                 f"data.labels={self.labels!r}: expected at least two labels, none empty and each "
-                "once, separated by commas"
+                "once, with commas or as a TOML list"
             )
         return labels
 
@@ -164,6 +208,10 @@ class LoraSettings:
     rslora: bool = key("Scale by alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732).")
     target_modules: str = key(
         "Names of the linear layers to adapt, with commas (q_proj,v_proj), or all-linear."
+    )
+    target_parameters: str = key(
+        "Names of weights that are no linear layers to adapt as well, with commas: the experts of "
+        "a mixture (mlp.experts.gate_up_proj,mlp.experts.down_proj); empty: none."
     )
     dropout: float = key("Dropout on the input of A while training.", at_least=0, at_most=0.9)
 
@@ -198,6 +246,10 @@ class LocalSettings:
     warmup: float = key("Share of the steps over which the rate rises.", at_least=0, at_most=1)
     weight_decay: float = key("Decoupled weight decay on the factors.", at_least=0)
     max_grad_norm: float = key("Gradients are clipped to this norm; 0: never.", at_least=0)
+    checkpointing: bool = key(
+        "Compute activations again in the backward pass instead of keeping them: less memory, "
+        "about a third more time."
+    )
     precision: str = key(
         "Arithmetic of training: auto is bfloat16 autocast where GPU or CPU have it in hardware, "
         "else float32. Evaluation is always in the base's own format.",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from adapters.errors import UsageError
 from settings.keys import Value, unknown_key
 
-TEXTS = ("data-path", "model-path", "device", "cache-path")
+TEXTS = ("data-path", "evaluation-path", "model-path", "device", "cache-path")
 KNOWN = ("partition-id", "num-partitions", "name", "rank", *TEXTS)
 
 
@@ -20,6 +20,8 @@ class Site:
     """Its number among the clients, counted from 0; ranks and parts of the data go by it."""
     rank: int | None = None
     data_path: str | None = None
+    evaluation_path: str | None = None
+    """The site's own test set; None: it holds out a share of its data."""
     model_path: str | None = None
     device: str | None = None
     cache_path: str | None = None
@@ -53,6 +55,7 @@ def parse_site(node_config: Mapping[str, Value]) -> Site:
         number=number,
         rank=rank,
         data_path=text.get("data-path"),
+        evaluation_path=text.get("evaluation-path"),
         model_path=text.get("model-path"),
         device=text.get("device"),
         cache_path=text.get("cache-path"),

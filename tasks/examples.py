@@ -19,13 +19,27 @@ READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parque
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Example:
-    """One thing to learn: after `prompt` comes `response`; or the text `prompt` has this label."""
+    """One thing to learn: after `prompt` comes `response`; or the text `prompt` has this label.
+
+    A conversation has `turns` instead, and neither prompt nor response.
+    """
 
     prompt: str
     response: str
     group: str
     """Value of the field that partitions go by; the file it came from under `files`."""
+    turns: tuple[Turn, ...] = ()
+    fields: tuple[tuple[str, str], ...] = ()
+    """The other fields that data.template names, each with its text."""
 
 
 def read_examples(

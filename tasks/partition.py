@@ -37,12 +37,12 @@ def federate(data: DataSettings, clients: int, seed: int, task: str = "causal") 
     Raises UsageError that names the clients which would be left without an example to train on.
     """
     examples = choose(read_examples(data, task=task), data.max_examples, seed)
-    rest, held_out = hold_out(examples, data.held_out, seed)
+    rest, held_out = hold_out(examples, data.held_out_share(), seed)
     owner = DEALERS[data.partition](rest, clients, data, np.random.default_rng([seed, 2]))
     parts: list[list[Example]] = [[] for _ in range(clients)]
     for example, client in zip(rest, owner, strict=True):
         parts[client].append(example)
-    split = [Part(*hold_out(part, data.client_held_out, seed)) for part in parts]
+    split = [Part(*hold_out(part, data.client_held_out_share(), seed)) for part in parts]
     if empty := [client_name(k) for k, part in enumerate(split) if not part.train]:
         raise UsageError(
             f"{len(empty)} of {clients} clients have no examples to train on: {listing(empty)}. "
@@ -71,7 +71,7 @@ def own_part(data: DataSettings, path: str, seed: int, task: str = "causal") -> 
     """
     examples = read_examples(replace(data, partition="iid"), path, task)
     chosen = choose(examples, data.max_examples, seed)
-    return Part(*hold_out(chosen, data.client_held_out, seed))
+    return Part(*hold_out(chosen, data.client_held_out_share(), seed))
 
 
 def hold_out(

@@ -11,7 +11,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -278,9 +278,7 @@ def resident_model(
     labels: of a classifier, in the order of its classes; none for a causal language model.
     """
     if site is not None:
-        model = ModelSettings(
-            path=site.model_path or model.path,
-            dtype=model.dtype,
-            device=site.device or model.device,
+        model = replace(
+            model, path=site.model_path or model.path, device=site.device or model.device
         )
     return _resident(model, lora.target_modules, tuple(labels))

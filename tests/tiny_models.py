@@ -145,7 +145,17 @@ def open_model(
     labels: Sequence[str] = (),
 ) -> TunedModel:
     """A TunedModel of its own, apart from the resident one of the process."""
-    return TunedModel(ModelSettings(path=str(folder), dtype=dtype, device="cpu"), targets, labels)
+    return TunedModel(model_settings(folder, dtype), targets, labels)
+
+
+def model_settings(folder: Path, dtype: str = "float32", device: str = "cpu") -> ModelSettings:
+    """The [model] section for this folder."""
+    layer: dict[str, Value] = {
+        "model.path": str(folder),
+        "model.dtype": dtype,
+        "model.device": device,
+    }
+    return run_settings(layer).model
 
 
 def settings_for(folder: Path, **values: Value) -> RunSettings:

@@ -23,12 +23,14 @@ def test_a_site_owns_its_rank_data_model_device_and_name() -> None:
         "name": "oslo",
         "rank": 8,
         "data-path": "/data/oslo.jsonl",
+        "evaluation-path": "/data/oslo-test.jsonl",
         "model-path": "/models/base",
         "device": "cuda:1",
         "cache-path": "/var/cache/bouquet",
         "partition-id": 2,
     }
-    own = ("/data/oslo.jsonl", "/models/base", "cuda:1", "/var/cache/bouquet")
+    data = ("/data/oslo.jsonl", "/data/oslo-test.jsonl")
+    own = (*data, "/models/base", "cuda:1", "/var/cache/bouquet")
     assert parse_site(config) == Site("oslo", 2, 8, *own)
 
 

@@ -8,13 +8,19 @@ import torch
 from torch.nn import functional
 
 from adapters.errors import UsageError
-from settings.run import ModelSettings, RunSettings
+from settings.run import RunSettings
 from settings.site import Site
 from tasks import tuned_model
 from tasks.encoding import Batch, Encoded
 from tasks.examples import Example
 from tasks.tuned_model import HeldOutLoss, TunedModel, resident_model
-from tests.tiny_models import open_model, random_adapter, random_examples, settings_for
+from tests.tiny_models import (
+    model_settings,
+    open_model,
+    random_adapter,
+    random_examples,
+    settings_for,
+)
 
 EXAMPLES = [Example(f"add {i} and {i}", "sum " * (i % 7 + 1), "") for i in range(20)]
 
@@ -171,7 +177,7 @@ def test_one_model_is_resident_for_all_clients(llama_folder: Path) -> None:
 def test_what_the_site_owns_wins(llama_folder: Path, gpt2_folder: Path) -> None:
     settings = settings_for(llama_folder)
     site = Site("oslo", 0, model_path=str(gpt2_folder), device="cpu")
-    run = ModelSettings(path=str(llama_folder), dtype="float32", device="no such device")
+    run = model_settings(llama_folder, device="no such device")
     tuned = resident_model(run, settings.lora, site)
     assert tuned.base.path == str(gpt2_folder)
     assert tuned.device == torch.device("cpu")
