@@ -7,7 +7,7 @@ from adapters.errors import UsageError
 from settings.keys import Value, unknown_key
 
 TEXTS = ("data-path", "evaluation-path", "model-path", "device", "cache-path")
-KNOWN = ("partition-id", "num-partitions", "name", "rank", *TEXTS)
+KNOWN = ("partition-id", "num-partitions", "name", "rank", "trust-remote-code", *TEXTS)
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Site:
     device: str | None = None
     cache_path: str | None = None
     """Folder in which the site keeps what it need not be sent twice; None: it keeps nothing."""
+    trust_remote_code: bool = False
+    """The site's own consent to run the Python code that a model brings along."""
 
 
 def client_name(number: int) -> str:
@@ -49,6 +51,9 @@ def parse_site(node_config: Mapping[str, Value]) -> Site:
     number = _whole_number(node_config, "partition-id", "partition-id", at_least=0) or 0
     rank = _whole_number(node_config, "rank", "the site's rank", at_least=1)
     _whole_number(node_config, "num-partitions", "num-partitions", at_least=1)
+    trusts = node_config.get("trust-remote-code", False)
+    if not isinstance(trusts, bool):
+        raise UsageError(f"trust-remote-code must be true or false; got {trusts!r}")
     text = {name: str(node_config[name]) for name in TEXTS if name in node_config}
     return Site(
         name=str(node_config.get("name", client_name(number))),
@@ -59,6 +64,7 @@ def parse_site(node_config: Mapping[str, Value]) -> Site:
         model_path=text.get("model-path"),
         device=text.get("device"),
         cache_path=text.get("cache-path"),
+        trust_remote_code=trusts,
     )
 
 

@@ -1,12 +1,15 @@
 """The common base model: found, checked and loaded once for each process.
 
 Any causal language model that transformers can load, from a folder or a hub id; `embedded` is the
-small one that this project ships and pretrained itself (tasks/stdlib_lm/README.md). With labels it
-is any encoder or decoder that transformers knows a sequence classifier for; what lies between its
-base and the logits is then the head, which trains, and no part of the base's identity.
+small one that this project ships and pretrained itself (tasks/stdlib_lm/README.md). Of a checkpoint
+that also sees or hears, its text model is tuned. With labels the base is any encoder or decoder
+that transformers knows a sequence classifier for; what lies between it and the logits is then the
+head, which trains, and no part of the base's identity.
+
+Weights come from safetensors. Where a checkpoint has only pytorch_model.bin, torch reads it with
+weights_only, which builds tensors and runs no code.
 """
 
-import difflib
 import importlib.metadata
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -17,13 +20,11 @@ from urllib.parse import unquote, urlparse
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from adapters.errors import UsageError, listing
+from adapters.errors import BouquetError, UsageError, listing
 from settings.run import EMBEDDED
 from tasks.identity import base_identity
+from tasks.model_files import Place, find_model, first_line
 
 EMBEDDED_FOLDER = Path("tasks", "stdlib_lm")
 
@@ -71,38 +72,26 @@ def _project_roots() -> Iterator[Path]:
         yield Path(unquote(urlparse(json.loads(origin)["url"]).path))
 
 
-def load_base_model(path: str, dtype: str, device: str, labels: Sequence[str] = ()) -> BaseModel:
+def load_base_model(
+    path: str,
+    dtype: str,
+    device: str,
+    labels: Sequence[str] = (),
+    trust_remote_code: bool = False,
+) -> BaseModel:
     """Load model and tokenizer, frozen and in evaluation mode; with labels, a classifier of them.
 
+    trust_remote_code: run the Python code that the model brings along.
+
     Raises UsageError where there is no such model, or it is not a causal language model; with
-    labels, where transformers knows no sequence classifier of its kind.
+    labels, where transformers knows no sequence classifier of its kind. So it does for a device
+    that is not there, and for a tokenizer with ids that the model's embedding lacks.
     """
-    place = str(embedded_model_path()) if path == EMBEDDED else str(Path(path).expanduser())
-    if not Path(place).is_dir():
-        place = path  # a hub id
-        if path.startswith((".", "/", "~")):
-            raise UsageError(f"model.path names {path!r}, where there is no folder")
+    where = choose_device(device)
+    place = Place(str(embedded_model_path())) if path == EMBEDDED else find_model(path)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(place, **_classes(labels))
-        (_check_classifier if labels else _check_causal)(config, path)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-        auto = transformers.AutoModelForSequenceClassification
-        model, report = (auto if labels else transformers.AutoModelForCausalLM).from_pretrained(
-            place,
-            config=config,
-            dtype=getattr(torch, dtype),
-            output_loading_info=True,
-            ignore_mismatched_sizes=bool(labels),  # a head of other labels
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"no {'classifier' if labels else 'causal language model'} can be loaded from "
-            f"{path!r}: {first} (expected a folder with config.json, weights and tokenizer, or a "
-            "hub id)"
-        ) from error
+    model, tokenizer, report = _load(place, path, dtype, labels, trust_remote_code)
     misshapen = {name for name, *_ in report["mismatched_keys"]}
     lacking = {*report["missing_keys"], *misshapen}
     head = _find_head(model, lacking, path) if labels else ()
@@ -110,60 +99,146 @@ def load_base_model(path: str, dtype: str, device: str, labels: Sequence[str] = 
         raise UsageError(f"{path}: config.json and weights differ in the shape of {listing(odd)}")
     if absent := sorted(lacking - set(head)):  # transformers would draw them at random
         raise UsageError(f"{path} is not whole: its weights lack {listing(absent)}")
+    _check_vocabulary(model, tokenizer, path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    longest = int(getattr(config, "max_position_embeddings", 1 << 30) or 1 << 30)
+    text = model.config.get_text_config()
     if labels:
         tokenizer.truncation_side = "right"
-        longest = min(longest, int(tokenizer.model_max_length))  # RoBERTa has positions to spare
         # A decoder's logits are those of the last token that is not this one.
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id or 0
+        text.pad_token_id = tokenizer.pad_token_id or 0
     model.requires_grad_(False)
     model.eval()
-    model.config.use_cache = False
-    identity = base_identity(model, tokenizer, _folder_of(place), head, labels)
+    model.config.use_cache = text.use_cache = False
+    identity = base_identity(model, tokenizer, _folder_of(place.name), head, labels)
     return BaseModel(
-        model.to(choose_device(device)),
+        model.to(where),
         tokenizer,
-        path=place,
+        path=place.name,
         identity=identity,
-        context=longest,
+        context=usable_positions(model),
         head=head,
         new=frozenset(head) & lacking,
     )
 
 
+def _load(
+    place: Place, path: str, dtype: str, labels: Sequence[str], trust_remote_code: bool
+) -> tuple[Any, Any, Any]:
+    """Model, tokenizer, and what transformers says of the weights."""
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": place.local_only}
+    auto = transformers.AutoModelForSequenceClassification
+    what = "model"
+    try:
+        what = "configuration"
+        config = transformers.AutoConfig.from_pretrained(place.name, **options, **_classes(labels))
+        (_check_classifier if labels else _check_causal)(config, path)
+        what = "tokenizer"
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place.name, **options)
+        what = "weights"
+        model, report = (auto if labels else transformers.AutoModelForCausalLM).from_pretrained(
+            place.name,
+            config=config,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=bool(labels),  # a head of other labels
+            weights_only=True,
+            **options,
+        )
+    except BouquetError:
+        raise
+    except Exception as error:  # whatever a stranger's checkpoint makes transformers raise
+        if "trust_remote_code" in str(error) and not trust_remote_code:
+            raise UsageError(
+                f"{path} brings its own Python code, which could do anything on this machine: read "
+                "it, then set model.trust-remote-code=true (a site: also trust-remote-code = true "
+                "in its site.toml)"
+            ) from error
+        raise UsageError(
+            f"no {'classifier' if labels else 'causal language model'} can be loaded from "
+            f"{path!r}: its {what} cannot be read: {first_line(error)} (expected a folder with "
+            "config.json, weights and tokenizer, or a hub id)"
+        ) from error
+    return model, tokenizer, report
+
+
+def usable_positions(model: Any) -> int:
+    """The longest sequence that the model takes, in tokens.
+
+    A table of positions with a padding index counts from behind it: RoBERTa's 514 rows, padding at
+    1, take 512 tokens.
+    """
+    most = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0)
+    longest = most if most > 0 else 1 << 30
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if padding is not None and "position" in name.rpartition(".")[2]:
+            longest = min(longest, int(module.weight.shape[0]) - padding - 1)
+    return longest
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
+    """An id beyond the embedding would be read from nowhere."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if beyond := sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows):
+        raise UsageError(
+            f"{path}: the tokenizer knows {len(beyond)} tokens more than the model's embedding, "
+            f"which has {rows:,} rows: {listing(token for _, token in beyond)}. Take the tokenizer "
+            "that belongs to these weights, or save the model again after "
+            "model.resize_token_embeddings(len(tokenizer))"
+        )
+
+
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one and the CPU elsewhere; any other name is torch's own."""
+    """`auto` is CUDA where there is one and the CPU elsewhere; any other name is torch's own.
+
+    Raises UsageError for a device that torch does not know or does not find on this machine.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name} was asked for, but torch sees no CUDA here: take cpu")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        sees = f"{found} CUDA devices here, cuda:0 to cuda:{found - 1}" if found else "no CUDA here"
+        raise UsageError(f"device {name} was asked for, but torch sees {sees}: take cpu or auto")
+    try:
+        there = device.type != "meta" and torch.zeros(1, device=device).item() == 0.0
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        there = False
+    if not there:
+        raise UsageError(
+            f"device {name} was asked for, but torch finds none on this machine: take cpu or auto"
+        )
     return device
 
 
 def _check_causal(config: Any, path: str) -> None:
+    """A causal language model, or a checkpoint of several senses whose text model is one."""
     named = list(getattr(config, "architectures", None) or [])
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = type(config) in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    several = config.get_text_config() is not config and not config.is_encoder_decoder
     causal = not named or any("CausalLM" in name or "LMHeadModel" in name for name in named)
-    if not known or not causal:
+    if not (own_code or (known and (causal or several))):
         raise UsageError(
             f"{path} is not a causal language model: its config names "
             f"{listing(named) or 'nothing'} (model_type {config.model_type}). Expected a "
-            "...ForCausalLM."
+            "...ForCausalLM, or a model whose text part transformers loads as one."
         )
 
 
 def _check_classifier(config: Any, path: str) -> None:
     auto = transformers.models.auto.modeling_auto
-    if type(config) not in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    own_code = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
+    known = own_code or type(config) in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if not known or config.is_encoder_decoder:
+        lacks = "Bouquet tunes no encoder-decoder" if known else "transformers has no such model"
         raise UsageError(
-            f"transformers has no sequence classifier for {path} (model_type {config.model_type}): "
-            "take an encoder such as BERT or a decoder such as Llama, or task=causal"
+            f"no sequence classifier can be made of {path} (model_type {config.model_type}): "
+            f"{lacks}. Take an encoder such as BERT or a decoder such as Llama, or task=causal"
         )
 
 
@@ -199,36 +274,3 @@ def _folder_of(place: str) -> Path | None:
         place, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
     )
     return Path(found).parent if found else None
-
-
-def find_target_modules(model: Any, targets: str, head: Collection[str] = ()) -> list[str]:
-    """Full names of the linear layers that `lora.target-modules` asks for, sorted.
-
-    targets: `all-linear` (every linear layer but the output head), or names with commas; a name
-    stands for every layer that it is the last part of.
-    head: parameters that train whole, so that their layers are no targets.
-
-    Raises UsageError for a name that matches no linear layer, with the nearest ones.
-    """
-    output = model.get_output_embeddings()
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and module is not output
-        and f"{name}.weight" not in head
-    ]
-    if targets.strip() == "all-linear":
-        return sorted(linear)
-    found: set[str] = set()
-    for target in (part.strip() for part in targets.split(",")):
-        matches = {name for name in linear if name == target or name.endswith(f".{target}")}
-        if not matches or not target:
-            kinds = sorted({name.rpartition(".")[2] for name in linear})
-            near = difflib.get_close_matches(target, kinds, n=3, cutoff=0.3) or kinds
-            raise UsageError(
-                f"lora.target-modules: {target!r} matches no linear layer of this model; the "
-                f"nearest are {listing(near)}. All of them: all-linear."
-            )
-        found |= matches
-    return sorted(found)

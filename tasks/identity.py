@@ -3,7 +3,8 @@
     leaf       SHA-256 of up to 16 MiB of a tensor's bytes
     tensor     SHA-256 of its leaves
     identity   SHA-256 of format, class, configuration, labels, (name, dtype, shape, tensor) of each
-               weight in the order of names, and the tokenizer; its first 32 hexadecimal digits
+               weight in the order of names, the tokenizer, and the code that a model brings along;
+               its first 32 hexadecimal digits
 
 It is computed from what was loaded, not from files: the same weights in one file or in ten, in
 safetensors or not, are the same base. Leaves make the hash of one large tensor run on all cores.
@@ -13,8 +14,10 @@ no file, below `~/.cache/bouquet`; and computed anew where any file of the folde
 """
 
 import hashlib
+import inspect
 import json
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-FORMAT = "bouquet-base-3"
+FORMAT = "bouquet-base-4"
 DIGITS = 32
 LEAF_BYTES = 16 << 20
 CACHE_FILE = ".bouquet-identity.json"
@@ -42,6 +45,8 @@ NOT_OF_THE_BASE = {
     "use_cache",
 }
 """Keys of a configuration that change no hidden state of the base."""
+REMOTE_CODE = "transformers_modules."
+"""What the modules of code from beside a checkpoint are called."""
 LIBRARIES = ("torch", "transformers", "tokenizers")
 """Those that decide under which names a checkpoint is loaded, and what a tokenizer's parts are."""
 
@@ -104,7 +109,15 @@ def compute_identity(
         [name, str(t.dtype), list(t.shape), hashes[places[name]]] for name, t in weights.items()
     ]
     kind = [FORMAT, type(model).__name__, configuration(model), list(labels)]
-    return _digest([*kind, tensors, tokenizer_parts(tokenizer)])[:DIGITS]
+    code = {"code": found} if (found := _code_of(model, tokenizer)) else {}
+    return _digest([*kind, tensors, tokenizer_parts(tokenizer) | code])[:DIGITS]
+
+
+def _code_of(model: nn.Module, tokenizer: Any) -> list[str]:
+    """The source of every class that transformers loaded from beside the weights."""
+    modules = {type(part).__module__ for part in (tokenizer, *model.modules())}
+    own = [sys.modules[name] for name in modules if name.startswith(REMOTE_CODE)]
+    return sorted(inspect.getsource(module) for module in own)
 
 
 def configuration(model: nn.Module) -> dict[str, Any]:
@@ -114,7 +127,18 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     """
     config: Any = getattr(model, "config", None)
     found = config.to_diff_dict() if config is not None else {}
-    return {name: str(found[name]) for name in sorted(found) if name not in NOT_OF_THE_BASE}
+    return {name: str(_of_the_base(found[name])) for name in sorted(found) if _counts(name)}
+
+
+def _counts(name: object) -> bool:
+    return name not in NOT_OF_THE_BASE
+
+
+def _of_the_base(value: Any) -> Any:
+    """The same of a configuration within the configuration, such as that of a text model."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _of_the_base(value[name]) for name in sorted(value, key=str) if _counts(name)}
 
 
 def _leaves(tensor: torch.Tensor) -> list[memoryview]:

@@ -25,14 +25,17 @@ from adapters.adapter import Adapter, FloatArray
 from adapters.algebra import pad
 from adapters.errors import UsageError
 from adapters.head import Head
+from settings.keys import listed
 from settings.run import DataSettings, LoraSettings, ModelSettings
 from settings.site import Site
-from tasks.base_model import find_target_modules, load_base_model
+from tasks.base_model import load_base_model
 from tasks.classification import encode_texts
 from tasks.encoding import IGNORED, Batch, Encoded, Encoding, collate, collate_texts, encode
 from tasks.examples import Example
+from tasks.expert_matrices import as_matrices
 from tasks.metrics import accuracy, macro_f1
 from tasks.slots import HeadSlot, LoraSlot
+from tasks.targets import find_target_modules, find_target_parameters, left_out
 
 EVALUATION_BATCH = 32
 
@@ -51,11 +54,32 @@ class HeldOutLoss:
 class TunedModel:
     """The base model with LoRA layers in its target modules; with labels, a classifier."""
 
-    def __init__(self, settings: ModelSettings, targets: str, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        targets: str,
+        labels: Sequence[str] = (),
+        parameters: Sequence[str] = (),
+    ) -> None:
         self.labels = tuple(labels)
-        self.base = load_base_model(settings.path, settings.dtype, settings.device, self.labels)
+        self.base = load_base_model(
+            settings.path,
+            settings.dtype,
+            settings.device,
+            self.labels,
+            settings.trust_remote_code,
+        )
         self.model: Any = self.base.model
-        self.targets = find_target_modules(self.model, targets, self.base.head)
+        layers = find_target_modules(self.model, targets, self.base.head)
+        experts = find_target_parameters(self.model, parameters)
+        if experts and (settings.dtype != "float32" or settings.quantization != "none"):
+            raise UsageError(
+                "lora.target-parameters needs model.dtype=float32 and no model.quantization: "
+                "experts compute with W + delta, and a base in fewer bits would round the delta "
+                "away"
+            )
+        self.left_out = left_out(self.model, targets, experts, self.base.head)
+        self.targets = sorted(layers + as_matrices(self.model, experts))
         self._head = HeadSlot(self.model, self.base.head, self.base.new)
         self.head_shapes = self._head.shapes
         self.device = next(self.model.parameters()).device
@@ -263,8 +287,10 @@ class TunedModel:
 
 
 @lru_cache(maxsize=1)
-def _resident(settings: ModelSettings, targets: str, labels: tuple[str, ...]) -> TunedModel:
-    return TunedModel(settings, targets, labels)
+def _resident(
+    settings: ModelSettings, targets: str, labels: tuple[str, ...], parameters: tuple[str, ...]
+) -> TunedModel:
+    return TunedModel(settings, targets, labels, parameters)
 
 
 def resident_model(
@@ -276,9 +302,20 @@ def resident_model(
     """The one model of this process for these settings; what the site owns wins.
 
     labels: of a classifier, in the order of its classes; none for a causal language model.
+
+    Raises UsageError where there is no such model, or it cannot be tuned so.
     """
+    parameters = listed(lora.target_parameters)
+    if parameters and lora.dropout:
+        raise UsageError(
+            f"lora.dropout={lora.dropout:g} does not go with lora.target-parameters: the experts' "
+            "adapters change a weight, whose inputs they never see; set lora.dropout=0"
+        )
     if site is not None:
         model = replace(
             model, path=site.model_path or model.path, device=site.device or model.device
         )
-    return _resident(model, lora.target_modules, tuple(labels))
+        if site.data_path is not None:  # a coordinator alone cannot run code at a site
+            trusted = model.trust_remote_code and site.trust_remote_code
+            model = replace(model, trust_remote_code=trusted)
+    return _resident(model, lora.target_modules, tuple(labels), parameters)

@@ -131,6 +131,116 @@ def save_bert(folder: Path, seed: int = 0, kind: str = "BertModel", **config: An
     return _save(model, tokenizer, folder)
 
 
+def save_roberta(folder: Path, seed: int = 0, **config: Any) -> Path:
+    """A RobertaForSequenceClassification whose positions count from behind the padding's, 1."""
+    tokenizer = tiny_tokenizer(adds="both")
+    tokenizer.model_max_length = CONTEXT + 2  # as some are saved: more than the model takes
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 20,
+        "max_position_embeddings": CONTEXT + 2,
+        "pad_token_id": 1,
+        **ROUGH,
+        **config,
+    }
+    torch.manual_seed(seed)
+    model = transformers.RobertaForSequenceClassification(
+        transformers.RobertaConfig(vocab_size=len(tokenizer), **shape)
+    )
+    return _save(model, tokenizer, folder)
+
+
+def save_mixtral(folder: Path, seed: int = 0, **config: Any) -> Path:
+    """A MixtralForCausalLM of two layers and three experts: gate and up (40, 24), down (24, 20)."""
+    tokenizer = tiny_tokenizer(chat_template=CHAT_TEMPLATE)
+    shape = {
+        "hidden_size": 24,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": CONTEXT,
+        **ROUGH,
+        **config,
+    }
+    torch.manual_seed(seed)
+    model = transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(vocab_size=len(tokenizer), **shape)
+    )
+    return _save(model, tokenizer, folder)
+
+
+def save_gpt_oss(folder: Path, seed: int = 0, **config: Any) -> Path:
+    """A GptOssForCausalLM: its experts' matrices are (n, m), with biases beside them."""
+    tokenizer = tiny_tokenizer(chat_template=CHAT_TEMPLATE)
+    shape = {
+        "hidden_size": 24,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": CONTEXT,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **ROUGH,
+        **config,
+    }
+    torch.manual_seed(seed)
+    model = transformers.GptOssForCausalLM(
+        transformers.GptOssConfig(vocab_size=len(tokenizer), **shape)
+    )
+    return _save(model, tokenizer, folder)
+
+
+def save_gemma3(folder: Path, seed: int = 0, dtype: str = "float32") -> Path:
+    """A Gemma3ForConditionalGeneration: a text model of two layers beside a vision tower of one."""
+    tokenizer = tiny_tokenizer(chat_template=CHAT_TEMPLATE)
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": CONTEXT,
+        "sliding_window": 16,
+        **ROUGH,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    torch.manual_seed(seed)
+    model = transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    )
+    return _save(model.to(getattr(torch, dtype)), tokenizer, folder)
+
+
+def save_mamba(folder: Path, seed: int = 0) -> Path:
+    """A MambaForCausalLM, of whose linear layers PEFT refuses out_proj."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    model = transformers.MambaForCausalLM(
+        transformers.MambaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4
+        )
+    )
+    return _save(model, tokenizer, folder)
+
+
 def _save(model: Any, tokenizer: Any, folder: Path) -> Path:
     transformers.logging.disable_progress_bar()
     model.save_pretrained(folder)
@@ -143,9 +253,10 @@ def open_model(
     targets: str = "all-linear",
     dtype: str = "float32",
     labels: Sequence[str] = (),
+    parameters: Sequence[str] = (),
 ) -> TunedModel:
     """A TunedModel of its own, apart from the resident one of the process."""
-    return TunedModel(model_settings(folder, dtype), targets, labels)
+    return TunedModel(model_settings(folder, dtype), targets, labels, parameters)
 
 
 def model_settings(folder: Path, dtype: str = "float32", device: str = "cpu") -> ModelSettings:

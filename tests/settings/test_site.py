@@ -75,4 +75,11 @@ def test_numbers_will_do_for_text() -> None:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_known_key_is_taken(name: str) -> None:
-    assert parse_site({name: 1}) is not None
+    assert parse_site({name: True if name == "trust-remote-code" else 1}) is not None
+
+
+def test_consent_to_run_code_is_true_or_false() -> None:
+    assert parse_site({"trust-remote-code": True}).trust_remote_code
+    assert not parse_site({}).trust_remote_code
+    with pytest.raises(UsageError, match="trust-remote-code must be true or false; got 'yes'"):
+        parse_site({"trust-remote-code": "yes"})

@@ -13,14 +13,16 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from adapters.adapter import draw
 from adapters.errors import UsageError
+from adapters.peft_files import write_peft
 from tasks import base_model
 from tasks.base_model import (
     choose_device,
     embedded_model_path,
-    find_target_modules,
     load_base_model,
 )
+from tasks.targets import find_target_modules
 from tests.tiny_models import CONTEXT, open_model, save_llama
 
 Change = Callable[[Path], object]
@@ -42,6 +44,30 @@ def set_config(**entries: object) -> Change:
 
 def remove(*names: str) -> Change:
     return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def write(name: str, text: str) -> Change:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def only_empty_tensors(folder: Path) -> None:
+    save_file({}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def as_code_in_a_pickle(folder: Path) -> None:
+    """A checkpoint in torch's own format that would run code as it is read."""
+    (folder / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Thief(folder / "stolen")}, folder / "pytorch_model.bin")
+
+
+class Thief:
+    """Writes a file when it is unpickled without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.touch, (self.path,)  # type: ignore[return-value]
 
 
 def cut_weights(folder: Path) -> None:
@@ -90,7 +116,13 @@ def test_without_a_padding_token_the_end_token_pads(gpt2_folder: Path, llama_fol
         ),
         (cut_weights, "no causal .* loaded from .*: Error while deserializing header"),
         (remove("tokenizer.json", "tokenizer_config.json"), "no causal .* tokenizer"),
-        (remove("config.json"), r"no causal .* \(expected a folder with config.json, weights and"),
+        (remove("config.json"), r"holds no model: expected config.json, safetensors weights and"),
+        (write("config.json", "{"), r"its configuration cannot be read: .* not a valid JSON file"),
+        (write("config.json", "[]"), r"its configuration cannot be read: "),
+        (write("model.safetensors", ""), r"its weights cannot be read: "),
+        (write("tokenizer.json", "{"), r"its tokenizer cannot be read: "),
+        (only_empty_tensors, r"is not whole: its weights lack .*of 21\)"),
+        (as_code_in_a_pickle, r"its weights cannot be read: .*[Ww]eights.only"),
         (set_config(model_type="nosuch"), "no causal .*: The checkpoint .* type `nosuch`"),
         (set_config(intermediate_size=48), "no causal language model can be loaded"),
         (set_config(num_hidden_layers=3), r"is not whole: its weights lack model.layers.2.*of 9"),
@@ -99,7 +131,10 @@ def test_without_a_padding_token_the_end_token_pads(gpt2_folder: Path, llama_fol
             r"is not a causal .*: its config names LlamaMod",
         ),
     ],
-    ids=["weights", "cut", "tokenizer", "config", "type", "shape", "layers", "headless"],
+    ids=[
+        *("weights", "cut", "tokenizer", "config", "torn", "list", "empty", "tokenizer-torn"),
+        *("no-tensors", "pickle", "type", "shape", "layers", "headless"),
+    ],
 )
 def test_a_broken_folder_is_refused_with_the_reason(
     change: Change, reason: str, copied: Path
@@ -107,6 +142,78 @@ def test_a_broken_folder_is_refused_with_the_reason(
     change(copied)
     with pytest.raises(UsageError, match=reason):
         load(copied)
+    assert not (copied / "stolen").exists()
+
+
+def test_weights_in_torchs_own_format_are_read_without_code(copied: Path) -> None:
+    wanted = load(copied)
+    torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    assert load(copied).identity == wanted.identity
+
+
+CUSTOM = {
+    "model_type": "own",
+    "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"},
+    "architectures": ["OwnForCausalLM"],
+}
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+    def forward(self, *arguments, **named):
+        return super().forward(*arguments, **named)  # {remark}
+"""
+
+
+def with_code(folder: Path, remark: str) -> Path:
+    set_config(**CUSTOM)(folder)
+    (folder / "own.py").write_text(CODE.replace("{remark}", remark))
+    return folder
+
+
+def test_code_that_a_model_brings_along_runs_only_where_it_is_trusted(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail(prompt))
+    with_code(copied, "a")
+    expected = r"brings its own Python code, .* set model.trust-remote-code=true \(a site: also"
+    with pytest.raises(UsageError, match=expected):
+        load(copied)
+    base = load_base_model(str(copied), "float32", "cpu", trust_remote_code=True)
+    assert type(base.model).__name__ == "OwnForCausalLM"
+
+
+def test_other_code_is_another_base(copied: Path, tmp_path: Path) -> None:
+    found = {
+        remark: load_base_model(str(folder), "float32", "cpu", trust_remote_code=True).identity
+        for remark, folder in (
+            ("a", with_code(copied, "a")),
+            ("same", with_code(Path(shutil.copytree(copied, tmp_path / "same")), "a")),
+            ("other", with_code(Path(shutil.copytree(copied, tmp_path / "other")), "b")),
+        )
+    }
+    assert found["a"] == found["same"] != found["other"]
+
+
+def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(copied: Path) -> None:
+    rows = load(copied).model.get_input_embeddings().weight.shape[0]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(copied)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(copied)
+    expected = rf"knows 2 tokens more than the model's embedding, which has {rows} rows: <one>, <tw"
+    with pytest.raises(UsageError, match=expected):
+        load(copied)
+
+
+def test_an_adapter_folder_is_said_to_be_one(tmp_path: Path) -> None:
+    write_peft(draw({"q": (3, 4)}, 2, 0, 1.0), tmp_path / "adapter", "hub/base")
+    with pytest.raises(UsageError, match="is an adapter of hub/base, no base model: use --model h"):
+        load(tmp_path / "adapter")
 
 
 def test_a_model_that_is_not_causal_is_refused(bert_folder: Path) -> None:
@@ -131,7 +238,7 @@ def test_a_folder_that_is_not_there_is_named(path: str) -> None:
 
 
 def test_a_hub_id_that_is_not_at_hand_is_named() -> None:
-    with pytest.raises(UsageError, match=r"can be loaded from 'nobody/nothing': .*cached"):
+    with pytest.raises(UsageError, match=r"no model 'nobody/nothing': .* not in the hub's cache"):
         load_base_model("nobody/nothing", "float32", "cpu")
 
 
@@ -215,7 +322,18 @@ def test_a_device_is_one_that_torch_knows_and_has(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match="device cuda:1 was asked for, but torch sees no CUDA"):
         choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto") == torch.device("cuda")
+    with pytest.raises(UsageError, match="but torch sees 2 CUDA devices here, cuda:0 to cuda:1: t"):
+        choose_device("cuda:7")
+
+
+@pytest.mark.parametrize("name", ["xpu", "meta", "mps", "hpu", "vulkan"])
+def test_a_device_that_is_not_on_this_machine_is_named(name: str) -> None:
+    if name == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(UsageError, match=f"device {name} was asked for, but torch finds none on "):
+        choose_device(name)
 
 
 def test_the_embedded_model_is_the_first_whose_weights_are_there(

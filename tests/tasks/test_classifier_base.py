@@ -12,8 +12,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from adapters.errors import UsageError
+from settings.run import run_settings
 from tasks.base_model import load_base_model
-from tests.tiny_models import open_model, save_bert
+from tasks.examples import Example
+from tests.tiny_models import CONTEXT, open_model, save_bert, save_roberta, tiny_tokenizer
 
 LABELS = ("neg", "pos", "so-so")
 
@@ -106,7 +108,41 @@ def test_a_model_without_a_classifier_is_refused(tmp_path: Path) -> None:
             hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
         )
     ).save_pretrained(place)
-    with pytest.raises(UsageError, match=r"no sequence classifier for .* \(model_type vit\): take"):
+    with pytest.raises(UsageError, match=r"no sequence classifier can .* \(model_type vit\): tra"):
         open_model(place, labels=LABELS)
-    with pytest.raises(UsageError, match="no classifier can be loaded from"):
+    with pytest.raises(UsageError, match="holds no model: expected config"):
         open_model(tmp_path, labels=LABELS)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(adds="both")
+    tokenizer.save_pretrained(tmp_path)
+    transformers.T5ForSequenceClassification(
+        transformers.T5Config(
+            vocab_size=len(tokenizer), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
+        )
+    ).save_pretrained(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"made of .* \(model_type t5\): Bouquet tunes no encoder-de"
+    ):
+        open_model(tmp_path, labels=LABELS)
+
+
+@pytest.mark.parametrize("length", [CONTEXT, CONTEXT + 1])
+def test_positions_behind_the_padding_index_are_those_that_can_be_used(
+    length: int, tmp_path: Path
+) -> None:
+    """RoBERTa's table has two rows more, and its tokenizer believes in them."""
+    tuned = open_model(save_roberta(tmp_path), labels=LABELS)
+    assert tuned.base.context == CONTEXT
+    text = [Example(prompt="a b " * 50, response="neg", group="")]
+    settings = run_settings({"data.context": length, "data.path": "texts.jsonl"})
+    if length > CONTEXT:
+        with pytest.raises(
+            UsageError, match=f"takes at most {CONTEXT}: set data.context={CONTEXT}"
+        ):
+            tuned.encode(text, settings.data)
+        return
+    encoded = tuned.encode(text, settings.data).examples
+    assert len(encoded[0].ids) == CONTEXT
+    assert tuned.evaluate(encoded).tokens == 1
