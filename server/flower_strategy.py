@@ -33,6 +33,7 @@ from server.method import method_of
 from server.roster import Roster
 from server.rounds import begin_model
 from server.sampling import sample_cohort
+from server.start_adapter import read_start_adapter, with_adapter
 from server.telemetry import round_record
 from settings.keys import flatten
 from settings.run import RunSettings, run_settings
@@ -65,7 +66,10 @@ class FlowerStrategy(FlowerBase):
         self._model = (
             _model_from(arrays, roster)
             if arrays
-            else begin_model(self.settings, self._strategy, roster, Mailbox(grid))
+            else with_adapter(
+                begin_model(self.settings, self._strategy, roster, Mailbox(grid)),
+                read_start_adapter(self.settings, roster.shapes, roster.head_shapes),
+            )
         )
         cohort = sample_cohort(
             roster.members, self.settings.clients.fraction, self.settings.seed, server_round

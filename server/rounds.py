@@ -21,6 +21,7 @@ from adapters.adapter import draw
 from adapters.algebra import balanced_at
 from adapters.codec import as_sent
 from adapters.errors import BouquetError, UsageError, listing
+from adapters.peft_files import PeftAdapter
 from server.aggregation import aggregate, freezes_tails, frozen_tails, weigh
 from server.attendance import Attendance, ask_principal, call_roster
 from server.broadcast import Asked, Broadcast, ask, broadcast_to, round_messages, start_seed
@@ -34,6 +35,7 @@ from server.progress import RunObserver, current_observer
 from server.roster import Member, Roster, holdings
 from server.run_folder import RunFolder, open_run_folder, peek_state
 from server.sampling import cohort_size, sample_cohort
+from server.start_adapter import read_start_adapter, with_adapter
 from server.state import ServerState
 from server.telemetry import base_record, round_record
 from settings.run import RunSettings
@@ -66,6 +68,7 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
         kept.base if kept else None,
     )
     refuse_ranks(settings.strategy.name, strategy, roster.ranks)
+    adapter = None if kept else read_start_adapter(settings, roster.shapes, roster.head_shapes)
     with open_run_folder(settings) as (folder, state):
         if state is not None:
             _check_same_base(state, roster)
@@ -76,7 +79,7 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
         done = state.round if state else 0
         run.observer.run_opened(folder.path, roster, done, settings.rounds)
         if state is None:
-            state = _begin(run)
+            state = _begin(run, adapter)
         while state.round < settings.rounds:
             state = _play_round(run, state)
         total = state.model.total()
@@ -96,10 +99,10 @@ def _check_same_base(state: ServerState, roster: Roster) -> None:
         )
 
 
-def _begin(run: Run) -> ServerState:
-    """Round 0: the base model's loss, and the state that round 1 begins from."""
+def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
+    """Round 0: the loss of the base, with the adapter if any, and what round 1 begins from."""
     roster = run.attendance.roster
-    model = begin_model(run.settings, run.strategy, roster, run.mailbox)
+    model = with_adapter(begin_model(run.settings, run.strategy, roster, run.mailbox), adapter)
     state = ServerState(0, model, roster.base, roster.shapes, 0, roster.head_shapes)
     if any(member.keeps for member in roster.members):
         pieces, merged = in_pieces((), GlobalModel(), model, run.settings.wire.dtype)

@@ -21,7 +21,7 @@ from simulations.references import Bench, open_bench
 
 
 def train_pooled(bench: Bench, steps: int) -> Trained:
-    """Train for `steps` optimizer steps on the pooled data, over the bare base."""
+    """Train for `steps` optimizer steps on the pooled data, over what the run begins from."""
     settings, tuned = bench.settings, bench.tuned
     examples = [example for part in bench.federation.parts for example in bench.encode(part.train)]
     rank = max(settings.ranks())
@@ -29,7 +29,7 @@ def train_pooled(bench: Bench, steps: int) -> Trained:
     once = plan_steps(len(examples), replace(settings.local, epochs=1, max_steps=0))
     local = replace(settings.local, epochs=math.ceil(steps / once), max_steps=steps)
     start = draw(tuned.shapes, rank, seed, settings.lora.scale_of(rank))
-    tuned.merge(None)
+    tuned.merge(bench.merged)
     return train(
         tuned, examples, start, local, seed, dropout=settings.lora.dropout, head=bench.head
     )

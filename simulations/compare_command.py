@@ -48,6 +48,7 @@ def compare(
     clients: job.ClientsOption = None,
     ranks: job.RanksOption = None,
     model: job.ModelOption = None,
+    start_from: job.StartFromOption = None,
     data: job.DataOption = None,
     partition: job.PartitionOption = None,
     rounds: job.RoundsOption = None,

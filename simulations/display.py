@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -69,6 +70,7 @@ def plan_panel(settings: RunSettings, plan: Plan, title: str, methods: str = "")
         + (f", {settings.clients.fraction:.0%} each" if settings.clients.fraction < 1 else ""),
         f"model {plan.model}: {plan.parameters / 1e6:.1f} M parameters, LoRA on {plan.modules} "
         f"modules, {plan.device}",
+        *map(escape, plan.notes),
         f"data {settings.data.path}: {sum(examples):,} training examples dealt {_dealt(settings)} "
         f"({min(examples):,} to {max(examples):,} each), {plan.held_out_examples:,} held out",
         f"each round a client takes {plan.steps} of {plan.epoch_steps} steps of "

@@ -49,6 +49,13 @@ ModelOption = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+StartFromOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of a PEFT adapter of this model: the run begins from base + adapter.",
+        rich_help_panel=WHAT,
+    ),
+]
 DataOption = Annotated[
     str | None,
     typer.Option(
@@ -107,6 +114,7 @@ KEYS = {
     "clients": "clients.count",
     "ranks": "lora.rank",
     "model": "model.path",
+    "start_from": "start.adapter",
     "data": "data.path",
     "partition": "data.partition",
     "rounds": "rounds",

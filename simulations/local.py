@@ -22,7 +22,7 @@ def train_alone(bench: Bench, number: int) -> list[Trained]:
     settings, name = bench.settings, client_name(number)
     rank = settings.lora.rank_of(number)
     examples = bench.encode(bench.federation.parts[number].train)
-    bench.tuned.merge(None)
+    bench.tuned.merge(bench.merged)
     head = bench.head
     adapter: Adapter | None = None
     rounds: list[Trained] = []

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapters.adapter import Adapter
 from adapters.errors import UsageError
 from adapters.head import Head
 from client.training import Trained
 from server.broadcast import start_seed
 from server.run_folder import RunFolder
+from server.start_adapter import read_start_adapter
 from settings.run import RunSettings
 from settings.site import client_name
 from simulations.results import CENTRAL, LOCAL, REFERENCE_KEY
@@ -37,15 +39,17 @@ class Bench:
     """The global held-out part; empty where the server does not evaluate."""
     head: Head
     """What trains beside the factors, as it is before any training; empty under most tasks."""
+    merged: Adapter | None = None
+    """What the run begins from besides the base: start.adapter."""
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """These examples as a client encodes them."""
         return self.tuned.encode(examples, self.settings.data).examples
 
     def evaluate(self, model: Trained | None, examples: Sequence[Encoded]) -> dict[str, Any]:
-        """Loss and metrics of a model, or of the base before any training."""
+        """Loss and metrics of a model, or of what the run begins from."""
         adapter, head = (model.adapter, model.head) if model is not None else (None, self.head)
-        result = self.tuned.evaluate_global(None, adapter, examples, head)
+        result = self.tuned.evaluate_global(self.merged, adapter, examples, head)
         return {"loss": result.loss, "tokens": result.tokens, **result.metrics}
 
     def evaluate_globally(self, model: Trained | None) -> dict[str, Any]:
@@ -78,7 +82,9 @@ def open_bench(settings: RunSettings) -> Bench:
         settings.seed,
         settings.task,
     )
-    tuned = resident_model(settings.model, settings.lora, labels=label_names(data, task))
+    labels = label_names(data, task)
+    tuned = resident_model(settings.model, settings.lora, labels=labels)
+    start = read_start_adapter(settings, tuned.shapes, tuned.head_shapes, labels)
     held_out: list[Encoded] = []
     if settings.evaluate.server:
         examples = global_held_out(data, clients, seed, settings.evaluate.max_examples, task)
@@ -88,7 +94,8 @@ def open_bench(settings: RunSettings) -> Bench:
         tuned=tuned,
         federation=federate(data, clients, seed, task),
         held_out=held_out,
-        head=tuned.initial_head(start_seed(settings)),
+        head=(start.head if start else {}) or tuned.initial_head(start_seed(settings)),
+        merged=start.adapter if start else None,
     )
 
 

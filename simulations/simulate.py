@@ -1,19 +1,24 @@
 """One federation on one machine, in process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, RecordDict
 
 from adapters.errors import UsageError
 from server.method import method_of
-from server.run_folder import next_output
+from server.run_folder import next_output, peek_state
+from server.start_adapter import read_start_adapter
 from settings.keys import flatten
-from settings.run import RunSettings
+from settings.run import EMBEDDED, RunSettings
 from settings.site import client_name
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 from strategies.registry import refuse_ranks
+
+if TYPE_CHECKING:
+    from tasks.tuned_model import TunedModel
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Plan:
     """Training examples whose response lost its end to the context."""
     dropped: int
     """Training examples that the context left no room for."""
+    notes: tuple[str, ...] = ()
+    """What LoRA does not reach, and the adapter that the run begins from."""
 
 
 def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phase: None) -> Plan:
@@ -44,6 +51,10 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     strategy = method_of(settings)
     ranks = {client_name(k): rank for k, rank in enumerate(settings.ranks())}
     refuse_ranks(settings.strategy.name, strategy, ranks)
+    if settings.model.path != EMBEDDED:
+        from tasks.model_files import find_model
+
+        find_model(settings.model.path)  # a mistyped name is known before torch is imported
     on_phase("importing torch, transformers and peft")
     from client.training import plan_steps
     from tasks.classification import label_names
@@ -55,6 +66,9 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     tuned = resident_model(settings.model, settings.lora, labels=labels)
     for rank in ranks.values():
         tuned.check_rank(rank)
+    notes = [tuned.left_out] if tuned.left_out else []
+    if settings.start.adapter:
+        notes.append(_start_adapter(settings, tuned, labels))
     on_phase("reading the data")
     federation = federate(settings.data, settings.clients.count, settings.seed, settings.task)
     if settings.evaluate.server:
@@ -82,7 +96,19 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
         epoch_steps=plan_steps(max(sizes), replace(settings.local, max_steps=0)),
         cut=sum(encoding.cut for encoding in encodings),
         dropped=sum(encoding.dropped for encoding in encodings),
+        notes=tuple(notes),
     )
+
+
+def _start_adapter(settings: RunSettings, tuned: "TunedModel", labels: Sequence[str]) -> str:
+    """A line about the adapter that the run begins from, which is read and checked for it."""
+    words = f"begins from base + adapter {settings.start.adapter}"
+    if peek_state(settings) is not None:
+        return f"{words}, which the saved state holds"
+    found = read_start_adapter(settings, tuned.shapes, tuned.head_shapes, labels)
+    assert found is not None
+    base = f", made for {found.base_model}" if found.base_model else ""
+    return f"{words}: rank {found.adapter.rank} on {found.modules} modules{base}"
 
 
 def simulate(

@@ -17,6 +17,7 @@ def simulate(
     clients: job.ClientsOption = None,
     ranks: job.RanksOption = None,
     model: job.ModelOption = None,
+    start_from: job.StartFromOption = None,
     data: job.DataOption = None,
     partition: job.PartitionOption = None,
     rounds: job.RoundsOption = None,

@@ -34,7 +34,7 @@ def comparison(
     batch = settings.local.batch_size * settings.local.accumulation
     steps = sum(c["steps"] for record in rounds[1:] for c in record["clients"])
     rows: list[tuple[str, Mapping[str, Any], int]] = [
-        ("base, as shipped", rounds[0], 0),
+        ("base + adapter" if settings.start.adapter else "base, as shipped", rounds[0], 0),
         (f"federated, {settings.strategy.name}", rounds[-1], steps),
     ]
     if central is not None:

@@ -25,6 +25,7 @@ from adapters.errors import BouquetError, UsageError, listing
 from settings.run import EMBEDDED
 from tasks.identity import base_identity
 from tasks.model_files import Place, find_model, first_line
+from tasks.targets import expert_parameters
 
 EMBEDDED_FOLDER = Path("tasks", "stdlib_lm")
 
@@ -109,6 +110,7 @@ def load_base_model(
         text.pad_token_id = tokenizer.pad_token_id or 0
     model.requires_grad_(False)
     model.eval()
+    _fit_experts(model)
     model.config.use_cache = text.use_cache = False
     identity = base_identity(model, tokenizer, _folder_of(place.name), head, labels)
     return BaseModel(
@@ -175,6 +177,18 @@ def usable_positions(model: Any) -> int:
         if padding is not None and "position" in name.rpartition(".")[2]:
             longest = min(longest, int(module.weight.shape[0]) - padding - 1)
     return longest
+
+
+def _fit_experts(model: Any) -> None:
+    """Experts of odd sizes are multiplied one by one: torch's grouped product takes whole 16 bytes.
+
+    That is the fast way, which transformers takes by itself.
+    """
+    for name, _ in expert_parameters(model):
+        parameter = model.get_parameter(name)
+        if any(size * parameter.element_size() % 16 for size in parameter.shape[1:]):
+            model.set_experts_implementation("eager")
+            return
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:

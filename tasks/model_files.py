@@ -7,6 +7,7 @@ mistyped folder is known at once, and so are folders that hold something else th
 import difflib
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def find_model(path: str) -> Place:
             "safetensors weights and tokenizer"
         )
     if not HUB_ID.fullmatch(path) or ".." in path or "--" in path:
-        raise UsageError(f"model.path names {path!r}, where there is no folder{_nearest(folder)}")
+        hint = _nearest(folder) if folder.parent.is_dir() else f", nor is there {folder.parent}"
+        raise UsageError(f"model.path names {path!r}, where there is no folder{hint}")
     if "/" in path and folder.parent.is_dir() and not _is_cached(path):
         raise UsageError(
             f"model.path names {path!r}, where there is no folder{_nearest(folder)}. If it is a "
@@ -65,8 +67,8 @@ def _check_folder(folder: Path, path: str) -> None:
     if is_adapter:
         raise UsageError(
             f"{path} holds a base model and, in adapter_config.json, an adapter, which "
-            "transformers would load into it: move the adapter's files to a folder of their own and begin from "
-            "it with --start-from FOLDER, or leave them there"
+            "transformers would load into it: move its files to a folder of their own and begin "
+            "from it with --start-from FOLDER, or leave them there"
         )
     if is_model:
         return
@@ -102,13 +104,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _nearest(folder: Path) -> str:
     """The folder beside it whose name is most like this one's, as a hint."""
-    parent = folder.parent
-    try:
-        names = [entry.name for entry in parent.iterdir() if entry.is_dir()]
-    except OSError:
-        return f" (nor is there {parent})"
-    near = difflib.get_close_matches(folder.name, names, n=1, cutoff=0.5)
-    return f"; the nearest is {parent / near[0]}" if near else ""
+    with suppress(OSError):
+        names = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
+        for near in difflib.get_close_matches(folder.name, names, n=1, cutoff=0.5):
+            return f"; the nearest is {folder.parent / near}"
+    return ""
 
 
 def _is_cached(name: str) -> bool:
@@ -118,7 +118,7 @@ def _is_cached(name: str) -> bool:
 
 def _on_the_hub(name: str, folder: Path) -> Place:
     cached, reason = _is_cached(name), "HF_HUB_OFFLINE is set"
-    if not constants.is_offline_mode():
+    if not constants.HF_HUB_OFFLINE:
         try:
             _ask_hub(name, CONFIG)
             return Place(name, local_only=False)

@@ -19,6 +19,7 @@ from tasks.examples import Example
 from tasks.metrics import accuracy, macro_f1
 from tasks.tuned_model import TunedModel, resident_model
 from tests.tiny_models import (
+    CONTEXT,
     open_model,
     random_adapter,
     random_head,
@@ -271,7 +272,7 @@ def test_the_resident_model_is_one_for_each_set_of_labels(bert_folder: Path) -> 
     assert other.labels == ("b", "a")
 
 
-def test_a_tokenizers_own_limit_counts_and_its_side_of_cutting_does_not(
+def test_the_models_positions_count_and_a_tokenizers_limit_and_side_of_cutting_do_not(
     bert_folder: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(bert_folder, tmp_path / "short"))
@@ -279,9 +280,12 @@ def test_a_tokenizers_own_limit_counts_and_its_side_of_cutting_does_not(
     entries = {"model_max_length": 50, "truncation_side": "left"}
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
     tuned = open_model(folder, labels=LABELS)
-    assert tuned.base.context == 50
-    data = settings_for(folder, data__path="mine.jsonl", data__context=10).data
-    (text,) = tuned.encode([Example("first " + "and more " * 20, "pos", "")], data).examples
+    assert tuned.base.context == CONTEXT == 64
+    example = Example("first " + "and more " * 40, "pos", "")
+    for context in (10, 64):
+        data = settings_for(folder, data__path="mine.jsonl", data__context=context).data
+        (text,) = tuned.encode([example], data).examples
+        assert len(text.ids) == context
     assert tuned.base.tokenizer.decode(text.ids.tolist()).startswith("<s>first and")
 
 

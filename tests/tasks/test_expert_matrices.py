@@ -173,6 +173,17 @@ def test_a_base_in_fewer_bits_would_round_the_deltas_away(tmp_path: Path) -> Non
         open_model(folder, dtype="bfloat16", parameters=EXPERTS)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_experts_of_odd_sizes_are_computed_one_by_one(dtype: str, tmp_path: Path) -> None:
+    """Torch multiplies groups of matrices only where a row takes a multiple of 16 bytes."""
+    folder = save_mixtral(tmp_path / "model", intermediate_size=21)
+    tuned = open_model(folder, dtype=dtype)
+    loss = tuned.evaluate(random_examples(tuned, 4)).loss
+    assert 0 < loss < 20
+    even = open_model(save_mixtral(tmp_path / "even"))
+    assert even.model.config._experts_implementation == "grouped_mm"
+
+
 def test_the_head_of_a_run_says_what_all_linear_leaves_out(tmp_path: Path) -> None:
     folder = save_mixtral(tmp_path / "model")
     assert open_model(folder).left_out == (

@@ -50,7 +50,7 @@ def test_a_mistyped_folder_is_known_at_once(path: str, models: Path) -> None:
 
 
 def test_a_folder_below_one_that_is_not_there_is_named(models: Path) -> None:
-    assert message("./modls/my-model").endswith("where there is no folder (nor is there modls)")
+    assert message("./modls/my-model").endswith("where there is no folder, nor is there modls")
 
 
 def test_a_name_that_can_be_no_hub_id_is_a_folder(models: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_name_that_can_be_no_hub_id_is_a_folder(models: Path) -> None:
 
 
 def test_offline_a_hub_id_outside_the_cache_is_refused(models: Path) -> None:
-    expected = "no model 'nobody/nothing': there is no such folder (nor is there nobody), and as a "
+    expected = "no model 'nobody/nothing': there is no such folder, and as a hub id it is not in "
     assert message("nobody/nothing").startswith(expected)
     assert message("nobody/nothing").endswith("HF_HUB_OFFLINE is set")
     Path("gpt-two").mkdir()
