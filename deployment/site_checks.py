@@ -99,6 +99,7 @@ def _identity(tuned: TunedModel, wanted: str) -> Finding:
 
 def _data(site: Site, settings: RunSettings, tuned: TunedModel) -> Iterator[Finding]:
     from tasks.partition import own_part
+    from tasks.reasons import count_lines
 
     if site.data_path is None:
         yield mend("data", "site.toml names no data-path")
@@ -110,16 +111,8 @@ def _data(site: Site, settings: RunSettings, tuned: TunedModel) -> Iterator[Find
         yield mend("data", str(error))
         return
     count, batch = len(encoding.examples), settings.local.batch_size
-    if not count:
-        yield mend(
-            "data",
-            f"none of {len(part.train)} examples fits data.context={settings.data.context}: all "
-            "are empty or their prompts too long",
-        )
-        return
     words = f"{count:,} examples to train on, {len(part.held_out):,} held out"
-    if encoding.cut or encoding.dropped:
-        words += f"; the context cuts {encoding.cut:,} and drops {encoding.dropped:,}"
+    words = "; ".join([words, *count_lines(encoding.counts, settings.data)])
     if count < batch:
         yield note("data", f"{words}: less than one batch of {batch} (local.batch-size)")
     else:

@@ -16,6 +16,7 @@ from settings.federation import (
     WireSettings,
 )
 from settings.keys import Value, coerce, flatten_tables, key, listed, parse
+from settings.templates import PRESETS, check_template, template_fields
 
 EMBEDDED = "embedded"
 MAY_CHANGE_ON_RESUME = (
@@ -75,11 +76,6 @@ def _share(text: str, auto: float) -> float:
     return auto if text == AUTO else float(text)
 
 
-def _template_has_prompt(text: str) -> None:
-    if text != AUTO and "{prompt}" not in text:
-        raise ValueError("expected auto, or text that contains {prompt}")
-
-
 @dataclass(frozen=True)
 class ModelSettings:
     """The common base model."""
@@ -122,7 +118,9 @@ class DataSettings:
         "Concentration of the Dirichlet partition: 0.1 is very uneven, 100 nearly IID.", above=0
     )
     prompt: str = key("Field that holds the prompt; the template puts it into context.")
-    response: str = key("Field that holds the response.")
+    response: str = key(
+        "Field that holds the response. auto: response, or what data.template's preset calls it."
+    )
     text: str = key(
         "Field that holds running text, instead of prompt and response; may be empty. The text to "
         "classify, where it is not data.prompt."
@@ -133,21 +131,28 @@ class DataSettings:
         "in the data, sorted."
     )
     template: str = key(
-        "Text around the prompt; the response follows it directly. auto fits the embedded data, "
-        "and is the prompt and a line break for other.",
-        check=_template_has_prompt,
+        "Text before the response, with fields in braces: {prompt} is that of data.prompt, any "
+        "other name a field of the data, {{ a brace. Or the preset alpaca (fields instruction, "
+        "input and output). auto fits the embedded data, and is the prompt and a line break for "
+        "other.",
+        check=check_template,
     )
     ending: str = key("Text after the response, before the end-of-text token; or auto.")
     chat_template: bool = key(
-        "Use the tokenizer's own chat template instead of data.template; conversations always do."
+        "Use the tokenizer's own chat template instead of data.template, whose fields are then the "
+        "user's turn; conversations always do."
     )
     chat_template_file: str = key(
-        "File with a chat template (Jinja), in place of the tokenizer's own; empty: its own."
+        "File with a chat template (Jinja), in place of the tokenizer's own, and in use as if "
+        "data.chat-template were set; empty: its own."
     )
     loss_on: str = key("Tokens that count in the loss.", one_of=("response", "all"))
-    context: int = key("Most tokens of one example; longer responses are cut.", at_least=8)
+    context: int = key(
+        "Most tokens of one example; longer responses and conversations lose their end.", at_least=8
+    )
     max_prompt: int = key(
-        "Most tokens of a prompt; of longer ones the beginning is kept. 0: half of the context.",
+        "Most tokens of a prompt, or of all fields of data.template together; of longer ones the "
+        "beginning is kept. 0: half of the context. Conversations have no such limit.",
         at_least=0,
     )
     max_examples: int = key("Use only this many examples, chosen by seed; 0: all.", at_least=0)
@@ -316,10 +321,18 @@ def run_settings(*layers: Mapping[str, Value]) -> RunSettings:
 
 def _decided(data: DataSettings) -> DataSettings:
     embedded = data.path == EMBEDDED
+    preset = PRESETS.get(data.template)
     choices: dict[str, Any] = {
+        "response": preset.response if preset else "response",
         "partition": "natural" if embedded else "iid",
         "template": EMBEDDED_TEMPLATE if embedded else "{prompt}\n",
         "ending": EMBEDDED_ENDING if embedded else "",
     }
     undecided = {name: value for name, value in choices.items() if getattr(data, name) == AUTO}
-    return replace(data, max_prompt=data.max_prompt or data.context // 2, **undecided)
+    decided = replace(data, max_prompt=data.max_prompt or data.context // 2, **undecided)
+    if decided.response in template_fields(decided.template):
+        raise UsageError(
+            f"data.template names {{{decided.response}}}, which is the response (data.response): "
+            "that follows the template by itself, so leave it out there"
+        )
+    return decided

@@ -77,11 +77,7 @@ def plan_panel(settings: RunSettings, plan: Plan, title: str, methods: str = "")
         f"{settings.local.batch_size * settings.local.accumulation} examples"
         + (", --steps 0 takes all" if plan.steps != plan.epoch_steps else ""),
     ]
-    if plan.cut or plan.dropped:
-        lines.append(
-            f"[yellow]the context of {settings.data.context} tokens cuts {plan.cut:,} responses "
-            f"and drops {plan.dropped:,} examples[/]"
-        )
+    lines += [f"[yellow]{escape(warning)}[/]" for warning in plan.warnings]
     return Panel("\n".join(lines), title=title, title_align="left", expand=False)
 
 

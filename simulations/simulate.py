@@ -1,5 +1,6 @@
 """One federation on one machine, in process."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,9 @@ class Plan:
     cut: int
     """Training examples whose response lost its end to the context."""
     dropped: int
-    """Training examples that the context left no room for."""
+    """Training examples that were left out."""
+    warnings: list[str]
+    """What befell training examples on their way into tokens, a line for each reason."""
     notes: tuple[str, ...] = ()
     """What LoRA does not reach, and the adapter that the run begins from."""
 
@@ -59,6 +62,7 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     from client.training import plan_steps
     from tasks.classification import label_names
     from tasks.partition import federate, global_held_out
+    from tasks.reasons import count_lines
     from tasks.tuned_model import resident_model
 
     on_phase("loading the base model")
@@ -85,6 +89,7 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     on_phase("tokenizing")
     encodings = [tuned.encode(part.train, settings.data) for part in federation.parts]
     sizes = [len(encoding.examples) for encoding in encodings]
+    counts = sum((Counter(encoding.counts) for encoding in encodings), Counter[str]())
     return Plan(
         model=settings.model.path,
         parameters=sum(parameter.numel() for parameter in tuned.model.parameters()),
@@ -96,6 +101,7 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
         epoch_steps=plan_steps(max(sizes), replace(settings.local, max_steps=0)),
         cut=sum(encoding.cut for encoding in encodings),
         dropped=sum(encoding.dropped for encoding in encodings),
+        warnings=count_lines(counts, settings.data),
         notes=tuple(notes),
     )
 

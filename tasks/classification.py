@@ -1,5 +1,6 @@
 """The task `classification`: which labels there are, and texts as token ids with their class."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,8 @@ from adapters.errors import UsageError, listing
 from settings.run import DataSettings
 from tasks.encoding import Encoded, Encoding
 from tasks.examples import CLASSIFICATION, Example, read_examples
+from tasks.reasons import CUT, EMPTY, SPECIAL
+from tasks.token_ids import SpecialTokens, enough
 
 
 def label_names(data: DataSettings, task: str, path: str | None = None) -> tuple[str, ...]:
@@ -65,23 +68,28 @@ def encode_texts(
     A text without a visible character is dropped. Raises UsageError for a label not among `labels`.
     """
     number = {label: index for index, label in enumerate(labels)}
-    kept = [example for example in examples if example.prompt.strip()]
     if odd := sorted({example.response for example in examples} - set(number)):
         raise UsageError(
             f"the data hold the label {odd[0]!r}, which is not among the labels of the run "
             f"({listing(labels)}): set data.labels to all labels there are"
         )
-    encoded, cut = [], 0
-    for example, ids in zip(kept, _ids(tokenizer, kept), strict=True):
+    special = SpecialTokens(tokenizer)
+    kept = [example for example in examples if example.prompt.strip()]
+    texts = [enough(tokenizer, example.prompt, data.context + 1) for example in kept]
+    counts = Counter({EMPTY: len(examples) - len(kept)})
+    encoded = []
+    for example, text, ids in zip(kept, texts, _ids(tokenizer, texts), strict=True):
+        counts[SPECIAL] += special.spelled_in(example.prompt)
         if len(ids) > data.context:
-            cut += 1
-            ids = tokenizer(example.prompt, truncation=True, max_length=data.context)["input_ids"]
+            counts[CUT] += 1
+            ids = _ids(tokenizer, [text], truncation=True, max_length=data.context)[0]
         encoded.append(Encoded(np.array(ids, np.int64), len(ids), number[example.response]))
-    return Encoding(encoded, cut, len(examples) - len(encoded))
+    return Encoding(encoded, +counts)
 
 
-def _ids(tokenizer: Any, examples: Sequence[Example]) -> list[list[int]]:
-    if not examples:  # which tokenizers do not expect
+def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
+    """Ids with the tokenizer's special tokens around a text, of which none stands in it."""
+    if not texts:  # which tokenizers do not expect
         return []
-    rows = tokenizer([example.prompt for example in examples], verbose=False)["input_ids"]
+    rows = tokenizer(texts, split_special_tokens=True, verbose=False, **options)["input_ids"]
     return [list(row) for row in rows]

@@ -12,18 +12,11 @@ import numpy as np
 
 from adapters.errors import UsageError, listing
 from settings.run import EMBEDDED, DataSettings
+from tasks.conversations import Turn
 from tasks.standard_library import read_docstrings
 
 CLASSIFICATION = "classification"
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message of a conversation."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True)

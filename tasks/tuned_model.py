@@ -34,6 +34,7 @@ from tasks.encoding import IGNORED, Batch, Encoded, Encoding, collate, collate_t
 from tasks.examples import Example
 from tasks.expert_matrices import as_matrices
 from tasks.metrics import accuracy, macro_f1
+from tasks.reasons import refusal
 from tasks.slots import HeadSlot, LoraSlot
 from tasks.targets import find_target_modules, find_target_parameters, left_out
 
@@ -206,16 +207,8 @@ class TunedModel:
                 encoding = encode_texts(self.base.tokenizer, examples, data, self.labels)
             else:
                 encoding = encode(self.base.tokenizer, examples, data)
-            if not encoding.examples and self.labels:
-                raise UsageError(
-                    f"none of {len(examples)} examples has a text to classify: name its field with "
-                    "data.text"
-                )
             if not encoding.examples:
-                raise UsageError(
-                    f"none of {len(examples)} examples leaves room for a response within "
-                    f"data.context={data.context} tokens: raise it, or lower data.max-prompt"
-                )
+                raise refusal(encoding.counts, examples, data, classes=bool(self.labels))
             kept = self._encodings[id(examples), data] = (examples, encoding)
         return kept[1]
 

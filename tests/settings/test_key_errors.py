@@ -148,9 +148,10 @@ def test_good_ranks_and_alphas_are_read() -> None:
     assert parse_alpha("32") == (32.0, False)
 
 
-def test_a_template_must_hold_the_prompt() -> None:
+def test_a_template_must_name_a_field() -> None:
     assert refusal("data.template", "Question:\n").startswith(
-        "data.template: expected auto, or text that contains {prompt}; got 'Question:\\n'. It mea"
+        "data.template: expected auto, a preset (alpaca), or text that names a field in braces "
+        "such as {prompt}; got 'Question:\\n'. It mea"
     )
 
 

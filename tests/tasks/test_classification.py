@@ -210,3 +210,17 @@ def test_a_label_unknown_to_the_run_is_named() -> None:
     expected = r"hold the label 'x', which is not among the labels of the run \(a, b\)"
     with pytest.raises(UsageError, match=expected):
         encode_texts(tiny_tokenizer(), texts(("t", "x")), data_at("mine.jsonl"), ["a", "b"])
+
+
+@pytest.mark.parametrize("words", [1, 80])
+def test_special_tokens_in_a_text_are_text_and_counted(words: int) -> None:
+    tokenizer = tiny_tokenizer(adds="both")
+    examples = texts(("one </s>" * words, "a"), ("two", "b"))
+    data = data_at("mine.jsonl", context=40)
+    found = encode_texts(tokenizer, examples, data, ["a", "b"])
+    assert found.counts == {"special-tokens": 1} | ({"cut": 1} if words == 80 else {})
+    for encoded in found.examples:
+        special = [i for i in encoded.ids.tolist() if i in tokenizer.all_special_ids]
+        assert special == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert tokenizer.decode(found.examples[0].ids.tolist()).startswith("<s>one </s>")
+    assert tokenizer.eos_token_id in tokenizer("</s>", add_special_tokens=False)["input_ids"]

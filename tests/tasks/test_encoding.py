@@ -1,16 +1,19 @@
 """Token ids decode back to template, prompt, response and ending, cut where the context ends."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.errors import UsageError
 from settings.keys import Value
 from settings.run import DataSettings, run_settings
-from tasks.encoding import Encoded, Encoding, encode
+from tasks.conversations import Turn
+from tasks.encoding import TOGETHER, Encoded, Encoding, encode, share
 from tasks.examples import Example
 from tests.adapter_generators import QUICK
 from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
@@ -157,24 +160,163 @@ def test_a_single_token_has_nothing_to_predict_and_is_dropped() -> None:
     assert (encoding.examples, encoding.dropped) == ([], 1)
 
 
-def test_the_chat_template_takes_the_place_of_the_template() -> None:
+def test_the_chat_template_takes_the_place_of_the_template_and_ends_as_it_ends() -> None:
     tokenizer = tiny_tokenizer(chat_template=CHAT_TEMPLATE)
-    before, counts = one(tokenizer, ("why?", "because"), chat_template=True, ending="!")
-    assert before == "<|user|>why?\n<|assistant|>"
-    assert counts == "because!</s>"
+    data = settings(chat_template=True, ending="!")
+    encoding = encode(tokenizer, pairs(("why?", "because")), data)
+    (encoded,) = encoding.examples
+    assert tokenizer.decode(encoded.ids.tolist()) == "<|user|>why?\n<|assistant|>because!\n"
+    ((start, end),) = encoded.spans
+    assert tokenizer.decode(encoded.ids[start:end].tolist()) == "because!"
+    assert encoding.counts == {"endless": 1}
 
 
-def test_the_chat_template_gets_the_beginning_of_a_long_prompt() -> None:
+@pytest.mark.parametrize("limit", [1, 4])
+def test_the_chat_template_gets_the_beginning_of_a_long_prompt(limit: int) -> None:
     tokenizer = tiny_tokenizer(chat_template=CHAT_TEMPLATE)
     text = "0123456789" * 3
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    before, _ = one(tokenizer, (text, "yes"), chat_template=True, max_prompt=4)
-    assert before == f"<|user|>{tokenizer.decode(tokens[:4])}\n<|assistant|>"
+    data = settings(chat_template=True, max_prompt=limit, context=40)
+    encoding = encode(tokenizer, pairs((text, "yes")), data)
+    (encoded,) = encoding.examples
+    before, _ = halves(tokenizer, encoded)
+    kept = tokens[:limit]
+    assert before == f"<|user|>{tokenizer.decode(kept)}\n<|assistant|>"
+    assert encoding.counts["shortened-prompt"] == 1
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"this model's tokenizer has no chat template: take data"):
-        encode(tiny_tokenizer(), pairs(("a", "b")), settings(chat_template=True))
+def test_a_prompt_is_not_cut_within_a_character() -> None:
+    tokenizer = tiny_tokenizer(chat_template=CHAT_TEMPLATE)
+    data = settings(chat_template=True, max_prompt=2)
+    (encoded,) = encode(tokenizer, pairs(("a🌷", "yes")), data).examples
+    assert halves(tokenizer, encoded)[0] == "<|user|>a\n<|assistant|>"
+
+
+ALPACA = [
+    Example("", "Köln", "", fields=(("instruction", "Which city?"), ("input", "On the Rhine"))),
+    Example("", "blue", "", fields=(("instruction", "Which colour?"), ("input", " "))),
+]
+
+
+def test_a_template_takes_any_field() -> None:
+    tokenizer = tiny_tokenizer()
+    example = Example("why", "because", "", fields=(("input", "{prompt}"),))
+    template = "{{Q}}: {prompt}?\n{input}\n{prompt}!"
+    (encoded,) = encode(tokenizer, [example], settings(template=template)).examples
+    assert halves(tokenizer, encoded) == ("<s>{Q}: why?\n{prompt}\nwhy!", "because</s>")
+
+
+def test_the_alpaca_preset_leaves_an_empty_input_out() -> None:
+    tokenizer = tiny_tokenizer()
+    data = settings(template="alpaca", context=600)
+    assert data.response == "output"
+    texts = [halves(tokenizer, encoded) for encoded in encode(tokenizer, ALPACA, data).examples]
+    assert texts == [
+        (
+            "<s>Below is an instruction that describes a task, paired with an input that provides "
+            "further context. Write a response that appropriately completes the request.\n\n"
+            "### Instruction:\nWhich city?\n\n### Input:\nOn the Rhine\n\n### Response:\n",
+            "Köln</s>",
+        ),
+        (
+            "<s>Below is an instruction that describes a task. Write a response that appropriately "
+            "completes the request.\n\n### Instruction:\nWhich colour?\n\n### Response:\n",
+            "blue</s>",
+        ),
+    ]
+
+
+def test_the_longest_field_loses_first_and_the_templates_own_text_stays() -> None:
+    tokenizer = tiny_tokenizer()
+    fields = (("short", "0123"), ("long", "0123456789" * 3))
+    example = Example("", "yes", "", fields=fields)
+    counted = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for _, text in fields]
+    limit = counted[0] + 5
+    data = settings(template="a {short} b {long} c", max_prompt=limit)
+    encoding = encode(tokenizer, [example], data)
+    cut = tokenizer.decode(tokenizer(fields[1][1], add_special_tokens=False)["input_ids"][:5])
+    assert halves(tokenizer, encoding.examples[0]) == (f"<s>a 0123 b {cut} c", "yes</s>")
+    assert encoding.counts == {"shortened-prompt": 1}
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=5), st.integers(0, 60))
+def test_a_limit_is_shared_so_that_the_longest_lose_first(lengths: list[int], limit: int) -> None:
+    kept = share(lengths, limit)
+    assert sum(kept) == min(limit, sum(lengths))
+    assert all(0 <= k <= n for k, n in zip(kept, lengths, strict=True))
+    shortened = [k for k, n in zip(kept, lengths, strict=True) if k < n]
+    assert not shortened or max(kept) - min(shortened) <= 1
+
+
+def test_a_field_that_the_data_lack_is_named() -> None:
+    expected = r"names \{question\}, and the data have no such field; they have \{prompt\}"
+    with pytest.raises(UsageError, match=expected):
+        encode(tiny_tokenizer(), pairs(("a", "b")), settings(template="{question}"))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (settings(), "<s>Question: a </s> b\nAnswer: <pad></s>c</s>"),
+        (settings(ending="</s><pad>"), "<s>Question: a </s> b\nAnswer: <pad></s>c</s><pad></s>"),
+        (settings(template="<pad>{prompt}</s>"), "<s><pad>a </s> b</s><pad></s>c</s>"),
+    ],
+)
+def test_what_looks_like_a_special_token_in_the_data_is_text(data: DataSettings, text: str) -> None:
+    tokenizer = tiny_tokenizer()
+    encoding = encode(tokenizer, pairs(("a </s> b", "<pad></s>c"), ("a b", "c")), data)
+    encoded, clean = encoding.examples
+    assert tokenizer.decode(encoded.ids.tolist()) == text
+    assert encoding.counts == {"special-tokens": 1}
+    special = [
+        [i for i in e.ids.tolist() if i in tokenizer.all_special_ids] for e in (encoded, clean)
+    ]
+    assert special[0] == special[1]
+
+
+def test_running_text_trains_on_the_special_tokens_that_it_spells_and_they_are_counted() -> None:
+    tokenizer = tiny_tokenizer()
+    texts = [Example("", "one</s>two", ""), Example("", "three", "")]
+    encoding = encode(tokenizer, texts, settings(text="body"))
+    assert encoding.examples[0].ids.tolist().count(tokenizer.eos_token_id) == 2
+    assert encoding.counts == {"special-tokens-in-text": 1}
+
+
+def test_a_tokenizer_without_end_of_text_is_counted() -> None:
+    tokenizer = tiny_tokenizer(bos=None, eos=None, adds="")
+    encoding = encode(tokenizer, pairs(("a", "b"), ("a", ""), ("a", "b" * 300)), settings())
+    assert encoding.counts == {"endless": 1, "empty": 1, "cut": 1}
+
+
+def test_each_reason_is_counted_under_its_own_name() -> None:
+    tokenizer = tiny_tokenizer()
+    examples = pairs(("a", ""), ("a", "b"), ("a", "b" * 90), ("a" * 60, "b"))
+    counts = encode(tokenizer, examples, settings(context=40, max_prompt=4)).counts
+    assert counts == {"empty": 1, "cut": 1, "shortened-prompt": 1}
+    assert encode(tokenizer, examples, settings(context=8)).counts == {"empty": 1, "no-room": 3}
+
+
+def test_many_examples_of_both_kinds_stay_in_their_order() -> None:
+    tokenizer = tiny_tokenizer(chat_template=CHAT_TEMPLATE)
+    examples = []
+    for number in range(TOGETHER + 200):
+        turns = (Turn("user", "n"), Turn("assistant", f"{number}")) if number % 3 else ()
+        examples.append(Example("n", f"{number}" if number % 7 else "", "", turns))
+    encoding = encode(tokenizer, examples, settings())
+    kept = [number for number in range(len(examples)) if number % 3 or number % 7]
+    assert encoding.counts["empty"] == len(examples) - len(kept)
+    texts = [tokenizer.decode(encoded.ids.tolist()) for encoded in encoding.examples]
+    assert [int(re.findall(r"\d+", text)[-1]) for text in texts] == kept
+
+
+def test_a_tokenizer_that_knows_no_places_encodes_pairs_and_refuses_conversations() -> None:
+    tokenizer = transformers.ByT5Tokenizer()
+    assert one(tokenizer, ("why?", "because")) == ("Question: why?\nAnswer: ", "because</s>")
+    talk = Example("", "", "", (Turn("user", "a"), Turn("assistant", "b")))
+    with pytest.raises(
+        UsageError, match=r"need a tokenizer that knows where its tokens lie in the"
+    ):
+        encode(tokenizer, [talk], settings())
 
 
 TEXTS = st.text(alphabet="ab \n東🌷", max_size=40)
