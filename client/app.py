@@ -3,7 +3,7 @@
 The client knows nothing of strategies: it receives the global model, an instruction and a seed, and
 answers with an adapter. The same object runs in process, under Flower's simulation and at a site.
 
-    query     -> site: name, rank, base identity, module shapes, number of examples
+    query     -> site: name, rank, base identity, module shapes, number of examples, hash of data
     train     <- merged, start, head, instruction      -> adapter, head, metrics
     evaluate  <- merged, start, head, instruction      -> metrics
 """
@@ -99,6 +99,7 @@ def query(content: RecordDict, context: Context) -> RecordDict:
                     "rank": place.rank,
                     "base": place.tuned.base.identity,
                     "num-examples": len(place.training_examples()),
+                    "data": place.part.fingerprint,
                     "modules": list(shapes),
                     "rows": [m for m, _ in shapes.values()],
                     "columns": [n for _, n in shapes.values()],

@@ -30,7 +30,15 @@ class Workplace:
     def held_out_examples(self) -> list[Encoded]:
         """The client's own held-out examples; UsageError where it holds out none."""
         if not self.part.held_out:
-            raise UsageError(f"{self.site.name} holds out no examples: raise data.client-held-out")
+            few = len({example.content for example in self.part.train}) < 2
+            raise UsageError(
+                f"{self.site.name} holds out no examples: "
+                + (
+                    "it has one only, and trains on it"
+                    if few
+                    else "raise data.client-held-out, or name a test set with evaluation-path"
+                )
+            )
         return self.tuned.encode(self.part.held_out, self.settings.data).examples
 
 
@@ -42,12 +50,14 @@ def open_workplace(context: Context, lora: LoraSettings | None = None) -> Workpl
     settings = run_settings(context.run_config)
     lora = lora or settings.lora
     site = parse_site(context.node_config)
-    labels = label_names(settings.data, settings.task, site.data_path)
+    labels = label_names(settings.data, settings.task, site.data_path, settings.seed)
     tuned = resident_model(settings.model, lora, site, labels)
     rank = site.rank or lora.rank_of(site.number)
     tuned.check_rank(rank)
     if site.data_path is not None:
-        part = own_part(settings.data, site.data_path, settings.seed, settings.task)
+        part = own_part(
+            settings.data, site.data_path, settings.seed, settings.task, site.evaluation_path
+        )
     else:
         clients = int(context.node_config.get("num-partitions", settings.clients.count))
         parts = federate(settings.data, clients, settings.seed, settings.task).parts

@@ -4,6 +4,7 @@ The model is loaded and the data encoded as the ClientApp will do it, so that wh
 so here and not in round one.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _load(site: Site, settings: RunSettings) -> TunedModel:
     path = site.model_path
     if path is not None and path != EMBEDDED and not Path(path).is_dir():
         raise BouquetError(f"there is no folder {path}: set model-path in site.toml")
-    labels = label_names(settings.data, settings.task, site.data_path)
+    labels = label_names(settings.data, settings.task, site.data_path, settings.seed)
     return resident_model(settings.model, settings.lora, site, labels)
 
 
@@ -105,14 +106,24 @@ def _data(site: Site, settings: RunSettings, tuned: TunedModel) -> Iterator[Find
         yield mend("data", "site.toml names no data-path")
         return
     try:
-        part = own_part(settings.data, site.data_path, settings.seed, settings.task)
+        part = own_part(
+            settings.data, site.data_path, settings.seed, settings.task, site.evaluation_path
+        )
         encoding = tuned.encode(part.train, settings.data)
+        if part.held_out:
+            tuned.encode(part.held_out, settings.data)
     except BouquetError as error:
         yield mend("data", str(error))
         return
     count, batch = len(encoding.examples), settings.local.batch_size
-    words = f"{count:,} examples to train on, {len(part.held_out):,} held out"
-    words = "; ".join([words, *count_lines(encoding.counts, settings.data)])
+    held = "to test" if site.evaluation_path else "held out"
+    counts = Counter(part.counts) + Counter(encoding.counts)
+    words = "; ".join(
+        [
+            f"{count:,} examples to train on, {len(part.held_out):,} {held}",
+            *count_lines(counts, settings.data),
+        ]
+    )
     if count < batch:
         yield note("data", f"{words}: less than one batch of {batch} (local.batch-size)")
     else:

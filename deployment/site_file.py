@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.errors import UsageError
-from settings.keys import Value
+from settings.keys import Value, as_list
+from settings.paths import absolute_path, absolute_paths
 from settings.run import EMBEDDED
 from settings.site import KNOWN, Site, parse_site
 
 SITE_FILE = "site.toml"
-PATHS = ("data-path", "model-path", "cache-path")
+PATHS = ("data-path", "evaluation-path", "model-path", "cache-path")
+LISTS = ("data-path", "evaluation-path")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ def read_site(folder: Path) -> SiteFile:
     if not isinstance(node, dict):
         raise UsageError(f"{path} needs a table [node] with at least name and data-path")
     here = folder.resolve()
+    node = {n: as_list(v) if n in LISTS and isinstance(v, list) else v for n, v in node.items()}
     values = {
-        name: _absolute(here, value) if name in PATHS and isinstance(value, str) else value
+        name: _absolute(here, name, value) if name in PATHS and isinstance(value, str) else value
         for name, value in node.items()
     }
     try:
@@ -78,11 +81,11 @@ def read_site(folder: Path) -> SiteFile:
     return SiteFile(here, superlink, port, values)
 
 
-def _absolute(folder: Path, value: str) -> str:
-    """Relative paths lie in the site's folder; several files are joined with commas."""
+def _absolute(folder: Path, name: str, value: str) -> str:
+    """Relative paths lie in the site's folder; data may lie in several."""
     if value in ("", EMBEDDED):
         return value
-    return ",".join(str(folder / Path(part.strip()).expanduser()) for part in value.split(","))
+    return (absolute_paths if name in LISTS else absolute_path)(value, folder)
 
 
 def _quoted(name: str, value: Value) -> str:

@@ -18,11 +18,18 @@ PATIENCE_SECONDS = 30.0
 """How long the start of a run waits for more clients than it needs."""
 
 
-def call_roster(mailbox: Mailbox, at_least: int, timeout: float, base: str | None = None) -> Roster:
+def call_roster(
+    mailbox: Mailbox,
+    at_least: int,
+    timeout: float,
+    base: str | None = None,
+    data: Mapping[str, str] | None = None,
+) -> Roster:
     """Ask every connected node; wait until `at_least` of them can take part.
 
     Nodes that are slower than the others by half a minute join in a later round.
     base: of a run that goes on; by default the base that most clients have is the run's.
+    data: of a run that goes on, client -> hash of the data that it began with.
     Raises UsageError when too few connect, or nobody can take part, with their reasons.
     """
     began = time.monotonic()
@@ -38,13 +45,13 @@ def call_roster(mailbox: Mailbox, at_least: int, timeout: float, base: str | Non
         if len(answers) >= at_least:
             heard_enough_at = heard_enough_at or now
             if len(answers) == len(asked) or now - heard_enough_at > PATIENCE_SECONDS:
-                return roster_from_answers(answers, base=base)
+                return roster_from_answers(answers, base=base, data=data)
         if now - began > timeout:
             if len(nodes) < at_least:
                 raise UsageError(
                     f"{len(nodes)} clients connected within {timeout:g} s; {at_least} needed"
                 )
-            return roster_from_answers(answers, base=base)
+            return roster_from_answers(answers, base=base, data=data)
         time.sleep(POLL_SECONDS)
 
 

@@ -5,6 +5,7 @@ coordinator without base weights sets it to false and lets the clients evaluate.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,24 @@ from adapters.errors import AdapterError
 from adapters.head import Head
 from server.broadcast import Asked, start_seed
 from server.exchange import Rejection, Reply, open_reply, read_metrics
+from settings.keys import as_list
 from settings.run import RunSettings
 from strategies.strategy import GlobalModel, Update
 
 METRICS = ("accuracy", "macro-f1")
+
+
+def with_labels(settings: RunSettings) -> RunSettings:
+    """The settings with the order of the labels, which are the data's where no key names them.
+
+    A server that does not evaluate has no data; then the sites were told data.labels.
+    """
+    if settings.task != "classification" or settings.data.labels or not settings.evaluate.server:
+        return settings
+    from tasks.classification import label_names
+
+    labels = label_names(settings.data, settings.task, seed=settings.seed)
+    return replace(settings, data=replace(settings.data, labels=as_list(labels)))
 
 
 def evaluate_on_server(model: GlobalModel, settings: RunSettings) -> dict[str, Any]:
@@ -64,7 +79,7 @@ def _evaluate_here(
         settings.evaluate.max_examples,
         settings.task,
     )
-    labels = label_names(settings.data, settings.task)
+    labels = label_names(settings.data, settings.task, seed=settings.seed)
     tuned = resident_model(settings.model, settings.lora, labels=labels)
     if head is None:
         head = tuned.initial_head(start_seed(settings))

@@ -1,5 +1,6 @@
 """Who can take part: what each node says of itself, and whether it fits the others."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ class Member:
     """Whether it keeps on its disk what it received of merged."""
     holds: frozenset[str] = frozenset()
     """The pieces of merged that it has, by version."""
+    data: str = ""
+    """Hash of the data that it trains on; empty where it did not say."""
 
 
 Kind = tuple[str, tuple[tuple[str, int, int], ...], tuple[tuple[str, tuple[int, ...]], ...]]
@@ -44,6 +47,8 @@ class Roster:
     left_out: dict[str, str]
     """Client or node -> why it cannot take part."""
     head_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Client -> hash of the data that it began the run with."""
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -56,13 +61,18 @@ class Roster:
 
 
 def roster_from_answers(
-    answers: Iterable[Message], known: Roster | None = None, base: str | None = None
+    answers: Iterable[Message],
+    known: Roster | None = None,
+    base: str | None = None,
+    data: Mapping[str, str] | None = None,
 ) -> Roster:
     """The roster that these answers to `query` make, sorted by number and name.
 
     The base that most clients have is the run's, unless `base` names it.
     known: who took part before; a node that answers again replaces what it said then, and the
     run's base stays what it was.
+    data: client -> hash of the data that it began the run with; one whose data have changed since
+    is left out.
     Raises UsageError when nobody can take part, with their reasons.
     """
     found, left_out = _read(answers, known.left_out if known else {})
@@ -73,19 +83,27 @@ def roster_from_answers(
         agreed = _kind_of_run(known)
         found = _joined(known.members, found)
     members = []
+    began = dict(known.data if known else data or {})
     for member in sorted(found, key=_order):
-        if agreed and _kind(member) == agreed:
+        before = began.get(member.name, "")
+        if before and member.data and member.data != before:
+            left_out[member.name] = (
+                f"its data have changed since the run began (hash {member.data}, before {before}): "
+                "bring them back, or begin a new run"
+            )
+        elif agreed and _kind(member) == agreed:
             members.append(member)
+            began[member.name] = before or member.data
         elif agreed and _kind(member)[:2] == agreed[:2]:
             left_out[member.name] = "has another classification head: data.labels must be the same"
         else:
             wanted = agreed[0] if agreed else base
             left_out[member.name] = f"has base model {member.base}, the run's is {wanted}"
-    if agreed is None:
+    if agreed is None or not (members or known):
         reasons = listing(f"{name}: {why}" for name, why in left_out.items())
         raise UsageError(f"no client can take part: {reasons or 'no node is connected'}")
     shapes = {name: (m, n) for name, m, n in agreed[1]}
-    return Roster(members, agreed[0], shapes, left_out, dict(agreed[2]))
+    return Roster(members, agreed[0], shapes, left_out, dict(agreed[2]), began)
 
 
 def _read(
@@ -159,11 +177,18 @@ def _member(answer: Message) -> Member:
         ),
         keeps="holds" in site,
         holds=holdings(site),
+        data=_hash_of_data(site.get("data", "")),
     )
     smallest = min((min(m, n) for _, m, n in member.shapes), default=0)
     if not 1 <= member.rank <= smallest:
         raise ValueError(f"rank {member.rank} does not fit modules of smallest side {smallest}")
     return member
+
+
+def _hash_of_data(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{0,64}", value):
+        raise ValueError("the hash of its data is none")
+    return value
 
 
 def holdings(record: object) -> frozenset[str]:

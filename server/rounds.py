@@ -25,7 +25,12 @@ from adapters.peft_files import PeftAdapter
 from server.aggregation import aggregate, freezes_tails, frozen_tails, weigh
 from server.attendance import Attendance, ask_principal, call_roster
 from server.broadcast import Asked, Broadcast, ask, broadcast_to, round_messages, start_seed
-from server.evaluation import evaluate_on_clients, evaluate_on_server, evaluate_trained
+from server.evaluation import (
+    evaluate_on_clients,
+    evaluate_on_server,
+    evaluate_trained,
+    with_labels,
+)
 from server.exchange import Admitted, Rejection, admit_replies
 from server.guard import guard
 from server.mailbox import Mailbox
@@ -59,6 +64,7 @@ class Run:
 
 def run_rounds(grid: Grid, settings: RunSettings) -> Path:
     """Run, or with settings.resume go on with, a federation; returns the run's folder."""
+    settings = with_labels(settings)
     strategy, mailbox = method_of(settings), Mailbox(grid)
     kept = peek_state(settings)
     roster = call_roster(
@@ -66,6 +72,7 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
         settings.clients.min_replies,
         settings.clients.timeout_seconds,
         kept.base if kept else None,
+        kept.data if kept else None,
     )
     refuse_ranks(settings.strategy.name, strategy, roster.ranks)
     adapter = None if kept else read_start_adapter(settings, roster.shapes, roster.head_shapes)
@@ -103,7 +110,9 @@ def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
     """Round 0: the loss of the base, with the adapter if any, and what round 1 begins from."""
     roster = run.attendance.roster
     model = with_adapter(begin_model(run.settings, run.strategy, roster, run.mailbox), adapter)
-    state = ServerState(0, model, roster.base, roster.shapes, 0, roster.head_shapes)
+    state = ServerState(
+        0, model, roster.base, roster.shapes, 0, roster.head_shapes, data=roster.data
+    )
     if any(member.keeps for member in roster.members):
         pieces, merged = in_pieces((), GlobalModel(), model, run.settings.wire.dtype)
         state = replace(state, model=replace(model, merged=merged), pieces=pieces)
@@ -171,7 +180,8 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
     record |= {"spare": admitted.spare, "strays": dict(run.mailbox.strays)}
     record |= seconds | {"seconds": time.perf_counter() - began}
     run.observer.phase_started("saving")
-    after = replace(after, log_bytes=run.folder.append(record))
+    data = run.attendance.roster.data
+    after = replace(after, log_bytes=run.folder.append(record), data=data)
     run.folder.save(after)
     run.observer.round_finished(record, rejected)
     failed = {rejection.client for rejection in rejected}

@@ -1,6 +1,7 @@
 """A run's folder: configuration, one line a round, state, adapter.
 
 runs/NAME/config.toml     everything needed to repeat the run, versions included
+runs/NAME/data.json       of a simulation: each file of its data with its hash
 runs/NAME/rounds.jsonl    one JSON object a round, round 0 being the base model
 runs/NAME/state/          see server/state.py
 runs/NAME/adapter/        the global model as a PEFT adapter
@@ -11,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -41,8 +43,8 @@ class RunFolder:
         self.adapter_path = path / "adapter"
         self._log_path = path / "rounds.jsonl"
 
-    def create(self, settings: RunSettings) -> None:
-        """Make the folder and write config.toml.
+    def create(self, settings: RunSettings, data: Mapping[str, Any] | None = None) -> None:
+        """Make the folder and write config.toml, and before it data.json where there are `data`.
 
         UsageError where the folder exists already, unless what made it may have died right then.
         """
@@ -50,13 +52,29 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=settings.resume)
         except FileExistsError:
             raise UsageError(
-                f"{self.path} exists already. Go on with that run (--resume {self.path}), choose "
+                f"{self.path} exists already. Go on with that run "
+                f"(--resume {shlex.quote(str(self.path))}), choose "
                 "another --output, or leave --output out for a new number."
             ) from None
         except OSError as error:
             raise UsageError(f"{self.path} cannot be made: {error.strerror}") from error
+        if data is not None:
+            self._write("data.json", (json.dumps(data, indent=1) + "\n").encode())
         tables = {"config": _nested(flatten(settings)), "versions": versions()}
         self._write("config.toml", tomli_w.dumps(tables).encode())
+
+    def data(self) -> dict[str, Any] | None:
+        """What data.json says; None where there is none.
+
+        Raises BouquetError where it cannot be read.
+        """
+        path = self.path / "data.json"
+        try:
+            return dict(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise BouquetError(f"{path} cannot be read: {error}") from error
 
     def check_same(self, settings: RunSettings) -> None:
         """UsageError where settings differ from the run's in anything that may not change."""
@@ -116,7 +134,7 @@ class RunFolder:
         except OSError as error:
             raise BouquetError(
                 f"{self._log_path} could not be written: {error.strerror}. Free some space and go "
-                f"on with: bouquet simulate --resume {self.path}"
+                f"on with: bouquet simulate --resume {shlex.quote(str(self.path))}"
             ) from error
 
     def save(self, state: ServerState) -> None:
@@ -147,7 +165,8 @@ class RunFolder:
         except OSError as error:
             raise BouquetError(
                 f"the adapter could not be written to {self.adapter_path}: {error.strerror}. The "
-                f"run itself is saved; go on with: bouquet simulate --resume {self.path}"
+                "run itself is saved; go on with: bouquet simulate --resume "
+                + shlex.quote(str(self.path))
             ) from error
 
     def _write(self, name: str, data: bytes) -> None:

@@ -13,6 +13,7 @@ with a round's name is always whole. The two newest are kept.
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,12 +21,12 @@ from pathlib import Path
 
 from adapters.adapter import Adapter
 from adapters.codec import pack, unpack
-from adapters.errors import AdapterError, BouquetError
+from adapters.errors import AdapterError, BouquetError, UsageError
 from adapters.head import HeadShapes, pack_head, unpack_head
 from server.pieces import Piece, piece_of, sum_of
 from strategies.strategy import GlobalModel
 
-FORMAT = "bouquet-state-3"
+FORMAT = "bouquet-state-4"
 KEPT = 2
 
 
@@ -42,6 +43,8 @@ class ServerState:
     head_shapes: HeadShapes = field(default_factory=dict)
     pieces: tuple[Piece, ...] | None = None
     """What model.merged is the sum of, where it travels in pieces."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Client -> hash of the data that it began the run with."""
 
 
 def save_state(state: ServerState, folder: Path) -> None:
@@ -65,6 +68,7 @@ def save_state(state: ServerState, folder: Path) -> None:
             "shapes": {name: list(shape) for name, shape in state.shapes.items()},
             "head_shapes": {name: list(shape) for name, shape in state.head_shapes.items()},
             "memory": dict(state.model.memory),
+            "data": dict(state.data),
             "in_pieces": state.pieces is not None,
             "log_bytes": state.log_bytes,
             "files": hashes,
@@ -79,7 +83,7 @@ def save_state(state: ServerState, folder: Path) -> None:
         raise BouquetError(
             f"the state after round {state.round} could not be saved in {folder}: "
             f"{error.strerror or error}. The run is whole up to the round before; free some space "
-            f"and go on with: bouquet simulate --resume {folder.parent}"
+            f"and go on with: {shlex.join(['bouquet', 'simulate', '--resume', str(folder.parent)])}"
         ) from error
     for old in sorted(folder.glob("round-*"))[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
@@ -101,8 +105,10 @@ def load_state(folder: Path, wire_dtype: str = "float32") -> ServerState | None:
 
     wire_dtype: the number format in which pieces of merged travel.
     A damaged one (a hash that does not match) is passed over for the one before it. Raises
-    BouquetError when there are states and none is whole.
+    BouquetError when there are states and none is whole, UsageError when they are of another
+    version.
     """
+    check_format(folder)
     damage = []
     for path in sorted(folder.glob("round-*"), reverse=True):
         try:
@@ -112,6 +118,25 @@ def load_state(folder: Path, wire_dtype: str = "float32") -> ServerState | None:
     if damage:
         raise BouquetError(f"no saved state in {folder} is whole: {'; '.join(damage)}")
     return None
+
+
+def check_format(folder: Path) -> None:
+    """UsageError where the newest state below `folder` was written by another version."""
+    for path in sorted(folder.glob("round-*"), reverse=True):
+        try:
+            found = json.loads((path / "manifest.json").read_bytes())["format"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if found != FORMAT:
+            run = folder.parent
+            raise UsageError(
+                f"{run} was begun by another version of Bouquet and cannot be resumed by this one "
+                f"(its state is {found}, expected {FORMAT}): go on with the version that its "
+                "config.toml names, or begin a new run. What it holds can be read: "
+                f"`{shlex.join(['bouquet', 'report', str(run)])}` draws its rounds, and "
+                f"{run / 'adapter'}, where it is finished, loads with PEFT"
+            )
+        return
 
 
 def _read_state(path: Path, wire_dtype: str) -> ServerState:
@@ -144,6 +169,7 @@ def _read_state(path: Path, wire_dtype: str) -> ServerState:
         log_bytes=manifest["log_bytes"],
         head_shapes=head_shapes,
         pieces=pieces,
+        data=manifest["data"],
     )
 
 

@@ -154,12 +154,12 @@ def flatten_tables(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Val
 def as_list(values: Sequence[object]) -> str:
     """Several values as the text of one key, which `listed` reads back: flat keys hold no lists.
 
-    >>> as_list([16, 8, 8]), as_list(["a, b", "c"])
-    ('16,8,8', '["a, b", "c"]')
+    >>> as_list([16, 8, 8]), as_list(["a, b", "c"]), as_list([True, False])
+    ('16,8,8', '["a, b", "c"]', 'true,false')
     """
-    texts = [str(value) for value in values]
-    plain = all(text == text.strip() and text and not set(text) & set(',["') for text in texts)
-    return ",".join(texts) if plain else json.dumps(texts, ensure_ascii=False)
+    texts = [str(value).lower() if isinstance(value, bool) else str(value) for value in values]
+    plain = ",".join(texts)
+    return plain if listed(plain) == tuple(texts) else json.dumps(texts, ensure_ascii=False)
 
 
 def listed(text: str) -> tuple[str, ...]:

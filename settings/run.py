@@ -16,6 +16,8 @@ from settings.federation import (
     WireSettings,
 )
 from settings.keys import Value, coerce, flatten_tables, key, listed, parse
+from settings.labels import canonical_label
+from settings.paths import absolute_path, absolute_paths
 from settings.templates import PRESETS, check_template, template_fields
 
 EMBEDDED = "embedded"
@@ -26,8 +28,13 @@ MAY_CHANGE_ON_RESUME = (
     "clients.timeout-seconds",
     "clients.min-replies",
     "model.device",
+    "model.path",
+    "data.path",
+    "data.evaluation",
+    "data.chat-template-file",
 )
-"""A run that goes on keeps every other key."""
+"""A run that goes on keeps every other key. Model and data may have moved: that they are the same
+is known by what they hold."""
 AUTO = "auto"
 LEARNING_RATES = {True: 6e-3, False: 2e-4}
 """On the embedded model of 3.8 M parameters, and on any other, most likely a far larger one."""
@@ -101,8 +108,8 @@ class DataSettings:
     """What the clients train on, and how it is dealt to them in a simulation."""
 
     path: str = key(
-        "A .jsonl, .json, .csv or .parquet file (or several, with commas, or a folder of them); "
-        "'embedded' reads the docstrings of Python's standard library."
+        "A .jsonl, .json, .csv or .parquet file, a folder of them, or several of either (with "
+        "commas or as a TOML list); 'embedded' reads the docstrings of Python's standard library."
     )
     partition: str = key(
         "How examples are dealt to clients: at random; by Dirichlet shares of each label in "
@@ -127,8 +134,8 @@ class DataSettings:
     )
     label: str = key("task=classification: field that holds the label.")
     labels: str = key(
-        "task=classification: all labels, with commas, in the order of the classes; empty: those "
-        "in the data, sorted."
+        "task=classification: all labels in the order of the classes, with commas or as a TOML "
+        "list; 0 and 0.0 are one label. Empty: those in the data, sorted."
     )
     template: str = key(
         "Text before the response, with fields in braces: {prompt} is that of data.prompt, any "
@@ -183,11 +190,11 @@ class DataSettings:
         return _share(self.client_held_out, 0.0 if self.evaluation or own_evaluation else 0.1)
 
     def listed_labels(self) -> tuple[str, ...]:
-        """The labels one by one; empty where they are left to the data.
+        """The labels one by one, as `canonical_label` writes them; () where the data tell them.
 
         Raises UsageError for fewer than two, an empty one, or one that comes twice.
         """
-        labels = listed(self.labels)
+        labels = tuple(canonical_label(label) for label in listed(self.labels))
         if not labels:
             return ()
         if len(labels) < 2 or "" in labels or len(set(labels)) < len(labels):
@@ -306,7 +313,10 @@ def default_values() -> dict[str, Value]:
 
 
 def run_settings(*layers: Mapping[str, Value]) -> RunSettings:
-    """The defaults with each layer over the one before it, checked, and every `auto` decided."""
+    """The defaults with each layer over the one before it, checked, and every `auto` decided.
+
+    Paths are absolute then: the run resumes and its adapter loads from any folder.
+    """
     values = default_values()
     for layer in layers:
         values |= coerce(layer, RunSettings)
@@ -315,13 +325,27 @@ def run_settings(*layers: Mapping[str, Value]) -> RunSettings:
     return replace(
         settings,
         data=_decided(settings.data),
+        model=replace(settings.model, path=_absolute_model(settings.model.path)),
+        start=replace(settings.start, adapter=absolute_path(settings.start.adapter)),
         local=replace(settings.local, learning_rate=rate),
     )
+
+
+def _absolute_model(path: str) -> str:
+    """A folder by its absolute path; the embedded model and a hub id as they are."""
+    is_folder = path.startswith((".", "~", "/")) or (path != "" and Path(path).is_dir())
+    return absolute_path(path) if is_folder and path != EMBEDDED else path
 
 
 def _decided(data: DataSettings) -> DataSettings:
     embedded = data.path == EMBEDDED
     preset = PRESETS.get(data.template)
+    data = replace(
+        data,
+        path=data.path if embedded else absolute_paths(data.path),
+        evaluation=absolute_paths(data.evaluation),
+        chat_template_file=absolute_path(data.chat_template_file),
+    )
     choices: dict[str, Any] = {
         "response": preset.response if preset else "response",
         "partition": "natural" if embedded else "iid",

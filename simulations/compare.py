@@ -148,11 +148,11 @@ class Runner:
         from client.training import observe_steps
 
         self.observer.phase_started("preparing")
-        prepare(settings)
+        plan = prepare(settings)
         if not settings.resume:  # what a kill left of a folder before its configuration was written
             shutil.rmtree(settings.output, ignore_errors=True)
         with observe_run(self.observer), observe_steps(self.observer.on_step):
-            simulate(settings, self.observer.on_message)
+            simulate(plan.settings, self.observer.on_message, plan.data)
 
     def _play_reference(self, entry: Entry, settings: RunSettings) -> None:
         from client.training import observe_steps

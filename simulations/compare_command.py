@@ -50,6 +50,7 @@ def compare(
     model: job.ModelOption = None,
     start_from: job.StartFromOption = None,
     data: job.DataOption = None,
+    eval_data: job.EvalDataOption = None,
     partition: job.PartitionOption = None,
     rounds: job.RoundsOption = None,
     fraction: job.FractionOption = None,
@@ -72,7 +73,9 @@ def compare(
 ) -> None:
     """Run strategies on the same job, with the same data, batches and seeds, and compare them.
 
-    The clients evaluate on their own held-out parts, too, unless evaluate.clients says otherwise.
+    The clients evaluate on their own held-out parts, too, where they hold out any, unless
+    evaluate.clients says otherwise.
+
     The same command with --output of a comparison goes on with it.
 
     Examples:
@@ -83,10 +86,11 @@ def compare(
     from simulations.compare import choose_names, shared_settings
 
     layers: list[Mapping[str, Value]] = [
-        {"evaluate.clients": True},
         *job.config_layers(config),
         job.job_layer(context.params),
     ]
+    if shared_settings(layers).data.client_held_out_share() > 0:
+        layers = [{"evaluate.clients": True}, *layers]
     names = choose_names(strategies, shared_settings(layers).ranks())
     run_comparison(layers, names, seeds, equal_bytes, output)
 
@@ -109,8 +113,10 @@ def run_comparison(
     settings = shared_settings(layers)
     with console.status("[dim]starting[/]") as status:
         plan = prepare(settings, lambda phase: status.update(f"[dim]{phase}[/]"))
+    settings = plan.settings
+    layers = [*layers, {"data.labels": settings.data.labels}]
     path = output or next_number(Path("comparisons"))
-    comparison = open_comparison(path, names, seeds, equal_bytes, flatten(settings))
+    comparison = open_comparison(path, names, seeds, equal_bytes, flatten(settings), plan.data)
     entries = comparison.entries()
     played = listing(sorted({entry.seed for entry in entries}))
     methods = f"[bold]{', '.join(comparison.names)}[/]; seeds {played}"

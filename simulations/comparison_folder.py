@@ -16,11 +16,21 @@ from adapters.errors import BouquetError, UsageError
 from server.run_folder import versions
 from server.state import write_durably
 from settings.keys import Value
+from simulations.data_record import refuse_changed_data
 from simulations.results import Run, read_run
 
 FILE = "comparison.json"
 FORMAT = "bouquet-comparison-1"
-MAY_DIFFER = ("output", "resume", "strategy.name", "clients.timeout-seconds", "model.device")
+MAY_DIFFER = (
+    "output",
+    "resume",
+    "strategy.name",
+    "clients.timeout-seconds",
+    "model.device",
+    "data.path",
+    "data.evaluation",
+    "data.chat-template-file",
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class Comparison:
     """Key -> why a run was refused or ended early."""
     spent: dict[str, int] = field(default_factory=dict)
     """Key -> the budget of bytes that a run was extended to."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Each file of the data with its hash, as in a run's data.json."""
 
     def entries(self) -> list[Entry]:
         """All runs, those of one seed together, so that each seed is complete before the next."""
@@ -89,6 +101,7 @@ class Comparison:
             "failures": self.failures,
             "spent": self.spent,
             "config": dict(self.config),
+            "data": dict(self.data),
         }
         scratch = self.path / f".writing-{FILE}"
         try:
@@ -118,12 +131,19 @@ class Comparison:
 
 
 def open_comparison(
-    path: Path, names: Sequence[str], seeds: int, equal_bytes: bool, config: Mapping[str, Value]
+    path: Path,
+    names: Sequence[str],
+    seeds: int,
+    equal_bytes: bool,
+    config: Mapping[str, Value],
+    data: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """The comparison in this folder, begun or gone on with.
 
     What it compares may grow: names, seeds and the budget are added to those it has. UsageError
-    where the folder holds something else, or where the configuration differs.
+    where the folder holds something else, or where the configuration or the data differ.
+
+    data: each file with its hash, as `data_record` makes them.
     """
     if is_comparison(path):
         kept = load_comparison(path)
@@ -134,6 +154,9 @@ def open_comparison(
                     f"{config.get(name)!r}. All runs of a comparison share their configuration: "
                     "give it the same value, or choose another --output"
                 )
+        if data is not None:
+            refuse_changed_data(kept.data, data, str(path))
+            kept.data = data
         kept.names = [*dict.fromkeys([*kept.names, *names])]
         kept.seeds = max(kept.seeds, seeds)
         kept.equal_bytes = kept.equal_bytes or equal_bytes
@@ -148,7 +171,7 @@ def open_comparison(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{path} cannot be made: {os.strerror(error.errno or 0)}") from error
-    comparison = Comparison(path, list(names), seeds, dict(config), equal_bytes)
+    comparison = Comparison(path, list(names), seeds, dict(config), equal_bytes, data=data or {})
     comparison.save()
     return comparison
 

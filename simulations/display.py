@@ -4,7 +4,7 @@ On a terminal the rows grow above a live line; elsewhere (a file, a pipe, CI) ea
 once, as it is known.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from settings.site import client_name
 from settings.units import human_bytes
 from simulations.simulate import Plan
 from strategies.registry import make_strategy
+from tasks.reasons import count_lines
 
 COLUMNS = ("round", "train loss", "held-out loss", "up", "down", "noise", "seconds")
 WIDTHS = (7, 12, 15, 11, 11, 11, 10)
@@ -71,14 +72,41 @@ def plan_panel(settings: RunSettings, plan: Plan, title: str, methods: str = "")
         f"model {plan.model}: {plan.parameters / 1e6:.1f} M parameters, LoRA on {plan.modules} "
         f"modules, {plan.device}",
         *map(escape, plan.notes),
-        f"data {settings.data.path}: {sum(examples):,} training examples dealt {_dealt(settings)} "
-        f"({min(examples):,} to {max(examples):,} each), {plan.held_out_examples:,} held out",
+        f"data {_paths(plan.files)}: {sum(examples):,} training examples dealt {_dealt(settings)} "
+        f"({min(examples):,} to {max(examples):,} each), {_held_out(plan)}",
+        *(found for found in map(escape, plan.found)),
+        *([_classes(plan.classes)] if plan.classes else []),
         f"each round a client takes {plan.steps} of {plan.epoch_steps} steps of "
         f"{settings.local.batch_size * settings.local.accumulation} examples"
         + (", --steps 0 takes all" if plan.steps != plan.epoch_steps else ""),
     ]
-    lines += [f"[yellow]{escape(warning)}[/]" for warning in plan.warnings]
+    for prefix, counts in (("", plan.counts), ("held out: ", plan.held_out_counts)):
+        for words in count_lines(counts, settings.data):
+            lines.append(f"[yellow]{prefix}{escape(words)}[/]")
+    if plan.unused:
+        lines.append(
+            f"[yellow]{plan.unused:,} examples held out that nobody evaluates: data.evaluation "
+            "names the test set, data.held-out=auto would train on them[/]"
+        )
     return Panel("\n".join(lines), title=title, title_align="left", expand=False)
+
+
+def _paths(paths: Sequence[str]) -> str:
+    """Files as a person would name them from here."""
+    here = f"{Path.cwd()}/"
+    return escape(listing([path.removeprefix(here) for path in paths], limit=3))
+
+
+def _held_out(plan: Plan) -> str:
+    count = f"{plan.held_out_examples:,}"
+    return (
+        f"{count} in {_paths(plan.test_files)} to test" if plan.test_files else f"{count} held out"
+    )
+
+
+def _classes(classes: Mapping[str, int]) -> str:
+    each = [f"{label} ({count:,})" for label, count in classes.items()]
+    return f"{len(classes)} classes: {escape(listing(each, limit=12))}"
 
 
 def _dealt(settings: RunSettings) -> str:

@@ -64,6 +64,15 @@ DataOption = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+EvalDataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--eval-data",
+        metavar="FILE",
+        help="Your own test set, in the same fields; then nothing is held out of --data.",
+        rich_help_panel=WHAT,
+    ),
+]
 PartitionOption = Annotated[
     str | None, typer.Option(help="iid, dirichlet, natural or files.", rich_help_panel=WHAT)
 ]
@@ -116,6 +125,7 @@ KEYS = {
     "model": "model.path",
     "start_from": "start.adapter",
     "data": "data.path",
+    "eval_data": "data.evaluation",
     "partition": "data.partition",
     "rounds": "rounds",
     "fraction": "clients.fraction",

@@ -82,7 +82,7 @@ def open_bench(settings: RunSettings) -> Bench:
         settings.seed,
         settings.task,
     )
-    labels = label_names(data, task)
+    labels = label_names(data, task, seed=seed)
     tuned = resident_model(settings.model, settings.lora, labels=labels)
     start = read_start_adapter(settings, tuned.shapes, tuned.head_shapes, labels)
     held_out: list[Encoded] = []

@@ -1,5 +1,6 @@
 """`bouquet simulate`: one federation on this machine, watched in the terminal."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ def simulate(
     model: job.ModelOption = None,
     start_from: job.StartFromOption = None,
     data: job.DataOption = None,
+    eval_data: job.EvalDataOption = None,
     partition: job.PartitionOption = None,
     rounds: job.RoundsOption = None,
     fraction: job.FractionOption = None,
@@ -82,6 +84,7 @@ def run_simulation(settings: RunSettings, central: bool) -> None:
 
     with console.status("[dim]starting[/]") as status:
         plan = prepare(settings, lambda phase: status.update(f"[dim]{phase}[/]"))
+    settings = plan.settings
     console.print(plan_panel(settings, plan, "bouquet simulate"))
 
     from client.training import observe_steps
@@ -92,7 +95,7 @@ def run_simulation(settings: RunSettings, central: bool) -> None:
     reference: dict[str, Any] | None = None
     try:
         with display.live(), observe_run(display), observe_steps(display.on_step):
-            simulate_run(settings, display.on_message)
+            simulate_run(settings, display.on_message, plan.data)
             assert display.folder is not None
             rounds = RunFolder(display.folder).rounds()
             if central:
@@ -100,6 +103,7 @@ def run_simulation(settings: RunSettings, central: bool) -> None:
                 reference = central_reference(settings, rounds, display.folder)
     except KeyboardInterrupt:
         if display.folder is not None:
-            console.print(f"\nstopped; go on with: bouquet simulate --resume {display.folder}")
+            command = shlex.join(["bouquet", "simulate", "--resume", str(display.folder)])
+            console.print(f"\nstopped; go on with: {command}", soft_wrap=True, markup=False)
         raise
     print_summary(console, settings, display.folder, rounds, reference)

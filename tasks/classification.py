@@ -2,25 +2,28 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from adapters.errors import UsageError, listing
+from settings.labels import label_order
 from settings.run import DataSettings
 from tasks.encoding import Encoded, Encoding
-from tasks.examples import CLASSIFICATION, Example, read_examples
+from tasks.examples import CLASSIFICATION, Example, read_data
 from tasks.reasons import CUT, EMPTY, SPECIAL
 from tasks.token_ids import SpecialTokens, enough
 
 
-def label_names(data: DataSettings, task: str, path: str | None = None) -> tuple[str, ...]:
+def label_names(
+    data: DataSettings, task: str, path: str | None = None, seed: int = 0
+) -> tuple[str, ...]:
     """The labels in the order of the classes; none for a task without classes.
 
-    They are those of data.labels, or else all in the data, sorted: as numbers where all are whole
-    numbers, else as text.
+    They are those of data.labels, or else all in the data, sorted: by value where all are numbers,
+    else as text.
     path: a site's own data, from which it cannot know the other sites' labels.
+    seed: that of the run, so that the data are read once for labels and examples.
 
     Raises UsageError for fewer than two labels, or where a site's own data would have to tell them.
     """
@@ -33,31 +36,14 @@ def label_names(data: DataSettings, task: str, path: str | None = None) -> tuple
             f"data.labels is empty, and {path} holds this site's labels only: set data.labels to "
             "the labels of all sites, separated by commas, the same in the whole run"
         )
-    return _labels_found(data)
-
-
-@lru_cache(maxsize=2)
-def _labels_found(data: DataSettings) -> tuple[str, ...]:
-    found = {example.response for example in read_examples(data, task=CLASSIFICATION)}
+    found = read_data(data, task=CLASSIFICATION, limit=data.max_examples, seed=seed).labels
     if len(found) < 2:
         raise UsageError(
             f"{data.path} has one label only in field {data.label!r}, {listing(found)}, and "
             "classification needs at least two: name the right field with data.label, or all "
             "labels with data.labels"
         )
-    return tuple(_sorted_labels(found))
-
-
-def _sorted_labels(labels: set[str]) -> list[str]:
-    """Sorted as whole numbers where all of them are, else as text.
-
-    >>> _sorted_labels({"10", "9", "-1"}), _sorted_labels({"10", "9", "b"})
-    (['-1', '9', '10'], ['10', '9', 'b'])
-    """
-    try:
-        return sorted(labels, key=lambda label: (int(label), label))
-    except ValueError:
-        return sorted(labels)
+    return tuple(label_order(set(found)))
 
 
 def encode_texts(

@@ -49,7 +49,7 @@ WEIGHTS = ("weight", "train")
 """Fields of a message that say whether to learn it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Turn:
     """One message of a conversation."""
 

@@ -28,9 +28,9 @@ class Place:
     """Where a model is loaded from."""
 
     name: str
-    """A folder or a hub id."""
+    """A folder, which may be one of the hub's cache, or a hub id."""
     local_only: bool = True
-    """The hub is not asked for anything: a folder, or a model of the hub's cache."""
+    """The hub is not asked for anything more."""
 
 
 def find_model(path: str) -> Place:
@@ -51,7 +51,7 @@ def find_model(path: str) -> Place:
     if not HUB_ID.fullmatch(path) or ".." in path or "--" in path:
         hint = _nearest(folder) if folder.parent.is_dir() else f", nor is there {folder.parent}"
         raise UsageError(f"model.path names {path!r}, where there is no folder{hint}")
-    if "/" in path and folder.parent.is_dir() and not _is_cached(path):
+    if "/" in path and folder.parent.is_dir() and _cached(path) is None:
         raise UsageError(
             f"model.path names {path!r}, where there is no folder{_nearest(folder)}. If it is a "
             f"hub id, fetch it first: hf download {path}"
@@ -65,11 +65,7 @@ def _check_folder(folder: Path, path: str) -> None:
     if is_adapter and not is_model:
         raise _is_an_adapter(path, folder / ADAPTER_CONFIG)
     if is_adapter:
-        raise UsageError(
-            f"{path} holds a base model and, in adapter_config.json, an adapter, which "
-            "transformers would load into it: move its files to a folder of their own and begin "
-            "from it with --start-from FOLDER, or leave them there"
-        )
+        raise _has_an_adapter_beside(path)
     if is_model:
         return
     if found := sorted(folder.glob("*.gguf")):
@@ -94,6 +90,23 @@ def _is_an_adapter(path: str, config: Path) -> UsageError:
     return UsageError(f"{path} is {of}, no base model: use --model {base} --start-from {path}")
 
 
+def _has_an_adapter_beside(path: str) -> UsageError:
+    return UsageError(
+        f"{path} holds a base model and, in adapter_config.json, an adapter, which transformers "
+        "would load into it: move its files to a folder of their own and begin from it with "
+        "--start-from FOLDER, or leave them there"
+    )
+
+
+def _refuse_adapter_beside(name: str) -> None:
+    """UsageError where a repository of the hub holds an adapter beside its model."""
+    try:
+        _ask_hub(name, ADAPTER_CONFIG)
+    except EntryNotFoundError:
+        return
+    raise _has_an_adapter_beside(name)
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -111,17 +124,21 @@ def _nearest(folder: Path) -> str:
     return ""
 
 
-def _is_cached(name: str) -> bool:
-    """Whether the hub's cache on this machine has the model's configuration."""
-    return isinstance(huggingface_hub.try_to_load_from_cache(name, CONFIG), str)
+def _cached(name: str) -> Path | None:
+    """The folder of a hub's model in the cache on this machine."""
+    config = huggingface_hub.try_to_load_from_cache(name, CONFIG)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _on_the_hub(name: str, folder: Path) -> Place:
-    cached, reason = _is_cached(name), "HF_HUB_OFFLINE is set"
+    cached, reason = _cached(name), "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
         try:
             _ask_hub(name, CONFIG)
+            _refuse_adapter_beside(name)
             return Place(name, local_only=False)
+        except UsageError:
+            raise
         except EntryNotFoundError:
             raise _without_config(name) from None
         except GatedRepoError:
@@ -130,8 +147,9 @@ def _on_the_hub(name: str, folder: Path) -> Place:
             reason = "the hub has none of that name, or not for you: hf auth login"
         except Exception as error:  # of any HTTP library
             reason = f"the hub does not answer ({first_line(error)})"
-    if cached:
-        return Place(name)
+    if cached is not None:
+        _check_folder(cached, name)
+        return Place(str(cached))
     raise UsageError(
         f"no model {name!r}: there is no such folder{_nearest(folder)}, and as a hub id it is "
         f"not in the hub's cache on this machine; {reason}"

@@ -1,7 +1,8 @@
 """Who holds which example: a global held-out part, and one part for each client."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -9,7 +10,18 @@ import numpy as np
 from adapters.errors import UsageError, listing
 from settings.run import DataSettings
 from settings.site import client_name
-from tasks.examples import Example, choose, read_examples
+from tasks.examples import (
+    Content,
+    Example,
+    Reading,
+    Source,
+    States,
+    choose,
+    file_states,
+    fingerprint_of,
+    read_data,
+)
+from tasks.reasons import Counts
 
 DRAWS = 1000
 
@@ -20,6 +32,10 @@ class Part:
 
     train: list[Example]
     held_out: list[Example]
+    fingerprint: str = ""
+    """Hash of what was read for it."""
+    counts: Counts = field(default_factory=dict)
+    """Rows by what became of them; of a simulated client they are the federation's."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,36 @@ class Federation:
 
     parts: list[Part]
     held_out: list[Example]
+    sources: tuple[Source, ...] = ()
+    tests: tuple[Source, ...] = ()
+    """What data.evaluation names."""
+    counts: Counts = field(default_factory=dict)
+    """Rows by what became of them: null, empty, identical, test-seen."""
+    found: tuple[str, ...] = ()
+    """In which fields the examples were found, where no key names them."""
+    unused: int = 0
+    """Examples held out of data.path beside a test set of its own: nobody evaluates on them."""
+    states: States = ()
+    """The files as they were."""
+
+
+def federate_anew(data: DataSettings, clients: int, seed: int, task: str = "causal") -> Federation:
+    """The federation of the files as they are now, from where on `federate` gives the same.
+
+    A run keeps the data that it began with, whatever happens to the files meanwhile; the next run
+    of the same process begins with this.
+    """
+    now = file_states(data.path) + _test_states(data)
+    federation = federate(data, clients, seed, task)
+    if federation.states == now:
+        return federation
+    federate.cache_clear()
+    global_held_out.cache_clear()
+    return federate(data, clients, seed, task)
+
+
+def _test_states(data: DataSettings) -> States:
+    return file_states(data.evaluation, "data.evaluation") if data.evaluation else ()
 
 
 @lru_cache(maxsize=2)
@@ -36,60 +82,145 @@ def federate(data: DataSettings, clients: int, seed: int, task: str = "causal") 
 
     Raises UsageError that names the clients which would be left without an example to train on.
     """
-    examples = choose(read_examples(data, task=task), data.max_examples, seed)
-    rest, held_out = hold_out(examples, data.held_out_share(), seed)
+    reading = read_data(data, task=task, limit=data.max_examples, seed=seed)
+    rest, held_out = _hold_out_globally(reading.examples, data, clients, seed)
     owner = DEALERS[data.partition](rest, clients, data, np.random.default_rng([seed, 2]))
-    parts: list[list[Example]] = [[] for _ in range(clients)]
+    dealt: list[list[Example]] = [[] for _ in range(clients)]
     for example, client in zip(rest, owner, strict=True):
-        parts[client].append(example)
-    split = [Part(*hold_out(part, data.client_held_out_share(), seed)) for part in parts]
-    if empty := [client_name(k) for k, part in enumerate(split) if not part.train]:
+        dealt[client].append(example)
+    unused = 0
+    counts = Counter(reading.counts) + _copies(reading.examples)
+    tests: tuple[Source, ...] = ()
+    states = reading.states
+    if data.evaluation:
+        test = read_test_set(data, data.evaluation, task)
+        unused, held_out, tests = len(held_out), test.examples, test.sources
+        states += test.states
+        counts += _seen(held_out, reading.examples)
+    read = fingerprint_of([*reading.sources, *tests])
+    share = data.client_held_out_share()
+    parts = [Part(*hold_out(part, share, seed), read, counts) for part in dealt]
+    if empty := [client_name(k) for k, part in enumerate(parts) if not part.train]:
         raise UsageError(
             f"{len(empty)} of {clients} clients have no examples to train on: {listing(empty)}. "
-            f"{len(rest)} examples are dealt by data.partition={data.partition}: take fewer "
-            "clients, more data, a larger data.dirichlet-alpha, or data.partition=iid."
+            f"{len(rest)} examples are dealt by data.partition={data.partition}"
+            + (f", {len(held_out)} are held out by data.held-out" if not tests else "")
+            + ": take fewer clients, more data, a larger data.dirichlet-alpha, or "
+            "data.partition=iid."
         )
-    return Federation(split, held_out)
+    return Federation(
+        parts, held_out, reading.sources, tests, counts, reading.found, unused, states
+    )
+
+
+def read_test_set(
+    data: DataSettings, path: str, task: str, key: str = "data.evaluation"
+) -> Reading:
+    """All examples of a test set, in the same fields; nothing is dealt or drawn of it."""
+    return read_data(replace(data, partition="iid"), path, task, key=key)
+
+
+def _copies(examples: Sequence[Example]) -> Counter[str]:
+    return Counter(identical=len(examples) - len({example.content for example in examples}))
+
+
+def _seen(test: Sequence[Example], train: Sequence[Example]) -> Counter[str]:
+    """Test examples of which a copy is among those that are trained on."""
+    known = {example.content for example in train}
+    return Counter({"test-seen": sum(example.content in known for example in test)})
 
 
 @lru_cache(maxsize=2)
 def global_held_out(
     data: DataSettings, clients: int, seed: int, limit: int, task: str = "causal"
 ) -> list[Example]:
-    """At most `limit` (0: all) of the examples that no client trains on."""
+    """At most `limit` (0: all) of the examples that no client trains on, or of data.evaluation."""
     held_out = federate(data, clients, seed, task).held_out
     if not held_out:
-        raise UsageError("no example is held out for the global model: raise data.held-out")
+        raise UsageError(
+            "no example is held out for the global model: raise data.held-out, name a test set "
+            "with data.evaluation, or set evaluate.server=false"
+        )
     return choose(held_out, limit, seed)
 
 
 @lru_cache(maxsize=2)
-def own_part(data: DataSettings, path: str, seed: int, task: str = "causal") -> Part:
+def own_part(
+    data: DataSettings,
+    path: str,
+    seed: int,
+    task: str = "causal",
+    evaluation: str | None = None,
+) -> Part:
     """A site's own data, of which it holds out its share; nothing is dealt.
 
     So the field that a partition goes by need not be there.
+    evaluation: the site's own test set, which is then what it evaluates on.
     """
-    examples = read_examples(replace(data, partition="iid"), path, task)
-    chosen = choose(examples, data.max_examples, seed)
-    return Part(*hold_out(chosen, data.client_held_out_share(), seed))
+    plain = replace(data, partition="iid", evaluation="")
+    reading = read_data(plain, path, task, data.max_examples, seed, key="data-path")
+    share = data.client_held_out_share(own_evaluation=bool(evaluation))
+    train, held_out = hold_out(reading.examples, share, seed)
+    counts = Counter(reading.counts) + _copies(reading.examples)
+    sources = [*reading.sources]
+    if evaluation:
+        test = read_test_set(plain, evaluation, task, key="evaluation-path")
+        held_out = test.examples
+        sources += test.sources
+        counts += _seen(held_out, reading.examples)
+    return Part(train, held_out, fingerprint_of(sources), counts)
+
+
+def _hold_out_globally(
+    examples: Sequence[Example], data: DataSettings, clients: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """What the clients are dealt, and what none of them has; no client loses its only example."""
+    share = data.held_out_share()
+    if data.partition == "files":
+        return hold_out(examples, share, seed, leave_groups=True)
+    rest, held_out = hold_out(examples, share, seed)
+    if data.partition == "natural":
+        left, there = ({example.group for example in part} for part in (rest, examples))
+        if len(left) < clients <= len(there):
+            return hold_out(examples, share, seed, leave_groups=True)
+    return rest, held_out
 
 
 def hold_out(
-    examples: Sequence[Example], share: float, seed: int
+    examples: Sequence[Example], share: float, seed: int, leave_groups: bool = False
 ) -> tuple[list[Example], list[Example]]:
     """Split off a share of the distinct examples; copies of a held-out example go with it.
 
     At least one example is held out where share is above 0 and two distinct ones exist.
+    leave_groups: of every group at least one example stays, be it the only one.
     """
-    distinct = sorted({(example.prompt, example.response) for example in examples})
+    distinct = sorted({example.content for example in examples})
     count = round(share * len(distinct))
     if share > 0 and len(distinct) > 1:
         count = min(max(count, 1), len(distinct) - 1)
-    order = np.random.default_rng([seed, 3]).permutation(len(distinct))[:count]
-    chosen = {distinct[index] for index in order}
-    rest = [example for example in examples if (example.prompt, example.response) not in chosen]
-    held = [example for example in examples if (example.prompt, example.response) in chosen]
+    order = [
+        distinct[index] for index in np.random.default_rng([seed, 3]).permutation(len(distinct))
+    ]
+    chosen = set(_sparing_groups(examples, order, count) if leave_groups else order[:count])
+    rest = [example for example in examples if example.content not in chosen]
+    held = [example for example in examples if example.content in chosen]
     return rest, held
+
+
+def _sparing_groups(
+    examples: Sequence[Example], order: Sequence[Content], count: int
+) -> list[Content]:
+    """The first `count` of these contents, without any that would be the last of its group."""
+    groups: dict[Content, set[str]] = {content: set() for content in order}
+    for example in examples:
+        groups[example.content].add(example.group)
+    left = Counter(group for content in order for group in groups[content])
+    chosen: list[Content] = []
+    for content in order:
+        if len(chosen) < count and all(left[group] > 1 for group in groups[content]):
+            chosen.append(content)
+            left.subtract(groups[content])
+    return chosen
 
 
 def _deal_iid(
@@ -154,7 +285,7 @@ def _deal_files(
     if len(files) != clients:
         raise UsageError(
             f"data.partition=files needs one file for each of {clients} clients; data.path names "
-            f"{len(files)}: {listing(files)}"
+            f"{len(files)}: {listing(files)}. Set clients.count={len(files)} (--clients)"
         )
     return [files.index(example.group) for example in examples]
 

@@ -1,15 +1,20 @@
 """Why an example is left out, and what befalls those that train: each under its own name.
 
-An example counts under one reason of `DROPPED`, or under any number of the others.
+Reading counts rows that are null, empty or identical, and test examples that are trained on;
+encoding counts the others. An example counts under one reason of `DROPPED`, or under any number of
+the others.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from adapters.errors import UsageError
+from adapters.errors import UsageError, listing
 from settings.run import DataSettings
-from tasks.examples import Example
 
+Counts = Mapping[str, int]
+"""Reason -> how many examples."""
+NULL = "null"
+IDENTICAL = "identical"
+TEST_SEEN = "test-seen"
 CUT = "cut"
 SHORTENED = "shortened-prompt"
 SPECIAL = "special-tokens"
@@ -21,8 +26,9 @@ NO_ROOM = "no-room"
 NO_ASSISTANT = "no-assistant"
 TOO_SHORT = "too-short"
 UNSAFE = "unsafe"
-DROPPED = (EMPTY, NO_ROOM, NO_ASSISTANT, TOO_SHORT, UNSAFE)
+DROPPED = (NULL, EMPTY, NO_ROOM, NO_ASSISTANT, TOO_SHORT, UNSAFE)
 SENTENCES = {
+    NULL: "left out, the response or text is null",
     CUT: "the end is cut off at data.context={context} tokens",
     SHORTENED: "the prompt is cut off at data.max-prompt={limit} tokens",
     EMPTY: "left out, the response or text is empty",
@@ -33,6 +39,8 @@ SENTENCES = {
     SPECIAL: "special tokens of the tokenizer in what the data say, read as plain text",
     AS_TOKENS: "special tokens of the tokenizer in running text, which train as such",
     REWRITTEN: "the chat template changes or leaves out what a turn says",
+    IDENTICAL: "the same as an earlier one",
+    TEST_SEEN: "of the test set are trained on, too",
     ENDLESS: "no special token ends the text or turn, so the model does not learn to stop",
 }
 ALL_ALIKE = {
@@ -50,7 +58,7 @@ ALL_ALIKE = {
 NO_TEXT = "none of {examples} examples{of} has a text to classify: name its field with data.text"
 
 
-def count_lines(counts: Mapping[str, int], data: DataSettings) -> list[str]:
+def count_lines(counts: Counts, data: DataSettings) -> list[str]:
     """What a person should know of how examples were encoded, a line for each reason.
 
     >>> from settings.run import run_settings
@@ -66,15 +74,16 @@ def count_lines(counts: Mapping[str, int], data: DataSettings) -> list[str]:
 
 
 def refusal(
-    counts: Mapping[str, int], examples: Sequence[Example], data: DataSettings, classes: bool
+    counts: Counts, examples: int, files: Sequence[str], data: DataSettings, classes: bool
 ) -> UsageError:
     """Why none of these examples can be used.
 
+    files: where they come from.
     classes: they are texts to classify.
     """
     words: dict[str, object] = {
-        "examples": f"{len(examples):,}",
-        "of": _file_of(examples, data),
+        "examples": f"{examples:,}",
+        "of": f" of {listing(files)}" if any(files) else "",
         "context": data.context,
     }
     dropped = {reason: counts[reason] for reason in DROPPED if counts.get(reason)}
@@ -82,14 +91,9 @@ def refusal(
         return UsageError("there is no example here to train on or to evaluate")
     if classes:
         return UsageError(NO_TEXT.format(**words))
-    if len(dropped) == 1:
-        return UsageError(ALL_ALIKE[next(iter(dropped))].format(**words))
+    if len(dropped) == 1 and (reason := next(iter(dropped))) in ALL_ALIKE:
+        return UsageError(ALL_ALIKE[reason].format(**words))
     return UsageError(
         "none of {examples} examples{of} can be used: ".format(**words)
         + "; ".join(count_lines(dropped, data))
     )
-
-
-def _file_of(examples: Sequence[Example], data: DataSettings) -> str:
-    files = {example.group for example in examples} if data.partition == "files" else set()
-    return f" of {Path(files.pop()).name}" if len(files) == 1 else ""

@@ -208,7 +208,8 @@ class TunedModel:
             else:
                 encoding = encode(self.base.tokenizer, examples, data)
             if not encoding.examples:
-                raise refusal(encoding.counts, examples, data, classes=bool(self.labels))
+                files = list(dict.fromkeys(example.file for example in examples))
+                raise refusal(encoding.counts, len(examples), files, data, bool(self.labels))
             kept = self._encodings[id(examples), data] = (examples, encoding)
         return kept[1]
 

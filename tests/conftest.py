@@ -12,7 +12,6 @@ import pytest
 
 _CACHE = Path(tempfile.mkdtemp(prefix="bouquet-tests-"))
 os.environ["HF_HOME"] = str(_CACHE)
-os.environ["HF_DATASETS_CACHE"] = str(_CACHE / "datasets")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for tiny matrices more threads only get in the way
 

@@ -57,7 +57,7 @@ def test_imports_go_along_the_arrows(path: Path) -> None:
 @pytest.mark.parametrize("room", ["adapters", "settings", "strategies"])
 def test_the_light_rooms_never_import_torch(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
-        heavy = {"torch", "transformers", "peft", "datasets"}
+        heavy = {"torch", "transformers", "peft", "pyarrow"}
         assert not imported_rooms(ast.parse(path.read_text()), False) & heavy, path
 
 
@@ -65,7 +65,7 @@ def test_the_light_rooms_never_import_torch(room: str) -> None:
 def test_starting_the_server_or_the_command_line_loads_no_torch(module: str) -> None:
     code = (
         f"import sys, {module}; "
-        "print(sorted({'torch', 'transformers', 'peft', 'datasets', 'ray'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'peft', 'pyarrow', 'ray'} & set(sys.modules)))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

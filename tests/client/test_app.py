@@ -61,6 +61,7 @@ def test_a_query_tells_who_is_there_and_what_it_would_train(
         "number": 1,
         "rank": 3,
         "base": tuned.base.identity,
+        "data": part.fingerprint,
         "num-examples": len(part.train),
         "modules": list(tuned.shapes),
         "rows": [m for m, _ in tuned.shapes.values()],
@@ -233,3 +234,28 @@ def test_a_site_logs_what_it_did_and_a_simulated_client_does_not(
     (line,) = [record.message for record in caplog.records]
     start = f"event=trained round={ROUND} version={'0' * 16} node=41 client=oslo rank=2 examples="
     assert line.startswith(start)
+
+
+def test_a_sites_test_set_is_what_it_evaluates_on(
+    config: Config, tuned: TunedModel, tmp_path: Path
+) -> None:
+    own, test = (write(tmp_path / f"{n}.jsonl", n_rows, n) for n, n_rows in (("own", 20), ("t", 3)))
+    there = context(config, name="oslo", data_path=own, evaluation_path=test)
+    site = send("query", RecordDict({"ask": ConfigRecord()}), there)["site"]
+    plain = context(config, name="oslo", data_path=own)
+    other = send("query", RecordDict({"ask": ConfigRecord()}), plain)["site"]
+    assert site["num-examples"] == 20  # type: ignore[index, call-overload]
+    assert site["data"] != other["data"]  # type: ignore[index, call-overload]
+    content = send("evaluate", instruct(config, tuned.base.identity), there)
+    assert content["metrics"]["num-examples"] == 3
+
+
+def test_a_site_with_one_example_trains_on_it_and_says_why_it_evaluates_nothing(
+    config: Config, tuned: TunedModel, tmp_path: Path
+) -> None:
+    there = context(config, name="oslo", data_path=write(tmp_path / "one.jsonl", 1))
+    content = send("train", instruct(config, tuned.base.identity), there)
+    assert content["metrics"]["num-examples"] == 1
+    failure = send("evaluate", instruct(config, tuned.base.identity), there)["failure"]
+    expected = "oslo holds out no examples: it has one only, and trains on it"
+    assert failure["reason"] == expected  # type: ignore[index, call-overload]

@@ -48,7 +48,7 @@ def test_another_base_is_refused_with_both_named(config: Config, tuned: TunedMod
         ({"lora.target-modules": "q_porj"}, {}, "lora.target-modules: 'q_porj' matches no linear"),
         ({}, {"partition_id": 3}, "partition-id 3 does not exist among 3 parts"),
         ({}, {"rank": 13}, "rank 13 is more than module model.layers.0.self_attn.k_proj"),
-        ({}, {"data_path": "/nowhere.csv"}, "data.path names '/nowhere.csv', where there is no"),
+        ({}, {"data_path": "/nowhere.csv"}, "data-path names '/nowhere.csv', where there is no"),
         ({"data.context": CONTEXT + 1}, {}, "data.context is 65 tokens, but "),
         ({}, {"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N; got 'gpu'"),
     ],
@@ -132,4 +132,7 @@ def test_a_global_model_over_other_modules_is_refused(
 def test_a_client_that_holds_out_nothing_cannot_evaluate(config: Config, tuned: TunedModel) -> None:
     run = config | {"data.client-held-out": 0.0}
     no = failure(send("evaluate", instruct(run, tuned.base.identity), context(run, client=1)))
-    assert no["reason"] == "client-01 holds out no examples: raise data.client-held-out"
+    assert no["reason"] == (
+        "client-01 holds out no examples: raise data.client-held-out, or name a test set with "
+        "evaluation-path"
+    )

@@ -49,6 +49,22 @@ def test_a_site_that_can_join(data: Path, llama_folder: Path) -> None:
     assert found["data"].sentence == "36 examples to train on, 4 held out"
 
 
+def test_a_test_set_of_the_sites_own_is_checked_with_its_data(
+    data: Path, llama_folder: Path, tmp_path: Path
+) -> None:
+    test = tmp_path / "test.jsonl"
+    test.write_text('{"prompt": "what is 0?", "response": "it is 0"}\n' * 2)
+    data.write_text(data.read_text() + '\n{"prompt": "p", "response": null}')
+    found = looked_at(site_of(data, llama_folder, evaluation_path=str(test)), llama_folder)
+    assert found["data"].sentence == (
+        "40 examples to train on, 2 to test; 1 row with null for a response left out; 2 test "
+        "examples also in the training data"
+    )
+    found = looked_at(site_of(data, llama_folder, evaluation_path="gone"), llama_folder)
+    assert found["data"].verdict is Verdict.MEND
+    assert "evaluation-path names 'gone', where there is no file" in found["data"].sentence
+
+
 @pytest.mark.parametrize(
     ("others", "keys", "subject", "words"),
     [

@@ -10,6 +10,8 @@ from adapters.errors import UsageError
 from deployment.folder import create_deployment
 from deployment.plan import Plan
 from deployment.site_file import read_site
+from settings.keys import listed
+from settings.paths import named_paths
 from settings.site import KNOWN
 
 LINES = {"superlink": "'localhost:9092'", "port": "9094"}
@@ -51,6 +53,17 @@ def test_several_files_and_the_embedded_model(tmp_path: Path) -> None:
     found = read_site(written(tmp_path, node)).site
     assert found.data_path == f"{tmp_path.resolve()}/a.jsonl,/b.jsonl"
     assert found.model_path == "embedded"
+
+
+def test_data_paths_may_hold_commas_and_lie_in_a_list(tmp_path: Path) -> None:
+    (tmp_path / "a, b.jsonl").write_text("")
+    node = "data-path = 'a, b.jsonl'\nevaluation-path = ['t, 1.csv', '/u[2].csv']\n"
+    found = read_site(written(tmp_path, node))
+    here = tmp_path.resolve()
+    assert named_paths(str(found.site.data_path)) == (f"{here}/a, b.jsonl",)
+    assert listed(str(found.site.evaluation_path)) == (f"{here}/t, 1.csv", "/u[2].csv")
+    assert parse_config_args([found.node_config]) == dict(found.node)
+    assert read_site(written(tmp_path, "model-path = 'a, b'")).site.model_path == f"{here}/a, b"
 
 
 @pytest.mark.parametrize(

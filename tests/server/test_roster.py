@@ -13,10 +13,20 @@ from server.sampling import sample_cohort
 from tests.fake_clients import BASE, SHAPES, fake_app, fake_grid, settings_of
 
 
-def call(tamper: Any = None, clients: int = 3) -> Roster:
+def call(tamper: Any = None, clients: int = 3, data: dict[str, str] | None = None) -> Roster:
     settings = settings_of("unused", clients__count=clients)
     app = fake_app(tamper=tamper) if tamper else fake_app()
-    return call_roster(Mailbox(fake_grid(settings, app)), 1, 5.0)
+    return call_roster(Mailbox(fake_grid(settings, app)), 1, 5.0, data=data)
+
+
+def with_data(*hashes: str) -> Any:
+    """Clients that say what data they have."""
+
+    def say(client: int, message: Message, reply: Message) -> Message:
+        site_of(reply)["data"] = hashes[client]
+        return reply
+
+    return say
 
 
 def site_of(reply: Message) -> Any:
@@ -67,6 +77,10 @@ def test_who_has_other_shapes_is_left_out() -> None:
         ({"modules": ["one"]}, "cannot be read"),
         ({"number": "first"}, "cannot be read"),
         ({"modules": [], "rows": [], "columns": []}, "does not fit"),
+        ({"data": "not a hash"}, "the hash of its data is none"),
+        ({"data": "f" * 65}, "the hash of its data is none"),
+        ({"data": 7}, "the hash of its data is none"),
+        ({"data": ["f"]}, "the hash of its data is none"),
     ],
 )
 def test_an_answer_that_makes_no_sense_is_left_out(change: dict[str, Any], reason: str) -> None:
@@ -123,3 +137,27 @@ def test_sampling_is_fair_and_depends_on_seed_and_round_alone() -> None:
 @pytest.mark.parametrize(("fraction", "size"), [(1.0, 10), (0.1, 1), (0.11, 2), (0.001, 1)])
 def test_the_cohort_is_the_fraction_rounded_up(fraction: float, size: int) -> None:
     assert len(sample_cohort(list(range(10)), fraction, 0, 1)) == size
+
+
+def test_who_has_other_data_than_it_began_with_is_left_out_by_name() -> None:
+    began = call(with_data("aa", "bb", "cc")).data
+    assert began == {"client-00": "aa", "client-01": "bb", "client-02": "cc"}
+    roster = call(with_data("aa", "b0", "cc"), data=dict(began))
+    assert list(roster.ranks) == ["client-00", "client-02"]
+    assert roster.left_out == {
+        "client-01": "its data have changed since the run began (hash b0, before bb): bring them "
+        "back, or begin a new run"
+    }
+    assert roster.data == began
+
+
+def test_a_client_of_which_no_data_are_known_takes_part() -> None:
+    roster = call(with_data("aa", "bb", ""), data={"client-00": "aa", "client-01": ""})
+    assert list(roster.ranks) == ["client-00", "client-01", "client-02"]
+    assert roster.data == {"client-00": "aa", "client-01": "bb", "client-02": ""}
+
+
+def test_where_all_have_other_data_nobody_can_take_part() -> None:
+    expected = r"no client can take part: client-00: its data have changed since .*, client-01: its"
+    with pytest.raises(UsageError, match=expected):
+        call(with_data("a", "b", "c"), data={f"client-0{k}": "d" for k in range(3)})

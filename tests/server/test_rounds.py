@@ -255,6 +255,26 @@ def test_resume_begins_a_run_that_is_not_there(torn: bool, tmp_path: Path) -> No
     assert state_bytes(tmp_path / "new") == state_bytes(tmp_path / "run")
 
 
+def test_a_run_taken_up_leaves_out_who_has_other_data(tmp_path: Path) -> None:
+    data = {0: "aa", 1: "bb", 2: "cc"}
+
+    def say(client: int, message: Message, reply: Message) -> Message:
+        if "site" in reply.content:
+            reply.content.config_records["site"]["data"] = data[client]
+        return reply
+
+    app = fake_app(tamper=say)
+    play(settings_of(tmp_path / "run", rounds=1), app)
+    data[1] = "b0"
+    play(settings_of(tmp_path / "run", rounds=2, resume=True), app)
+    first, second = rounds_of(tmp_path / "run")[1:]
+    assert [c["client"] for c in first["clients"]] == ["client-00", "client-01", "client-02"]
+    assert [c["client"] for c in second["clients"]] == ["client-00", "client-02"]
+    data[1] = "bb"
+    play(settings_of(tmp_path / "run", rounds=3, resume=True), app)
+    assert len(rounds_of(tmp_path / "run")[3]["clients"]) == 3
+
+
 def test_resume_needs_the_same_configuration(tmp_path: Path) -> None:
     play(settings_of(tmp_path / "run", rounds=1))
     with pytest.raises(UsageError, match=r"seed was 0 and is now 7"):

@@ -1,5 +1,6 @@
 """What is saved comes back bit for bit, and nothing half-written is ever taken for whole."""
 
+import re
 import resource
 import signal
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 
 from adapters.adapter import Adapter, draw
 from adapters.codec import pack
-from adapters.errors import BouquetError
+from adapters.errors import BouquetError, UsageError
 from adapters.head import head_shapes, pack_head
-from server.state import ServerState, load_state, save_state
+from server.state import FORMAT, ServerState, load_state, save_state
 from strategies.strategy import GlobalModel
 from tests.fake_clients import BASE, SHAPES, trained
 
@@ -38,16 +39,18 @@ def assert_same(loaded: ServerState | None, saved: ServerState) -> None:
         assert one is None or pack(one) == pack(other)
 
 
-def test_head_and_memory_come_back_too(tmp_path: Path) -> None:
+def test_head_memory_and_data_come_back_too(tmp_path: Path) -> None:
     head = {"score.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7}
     model = GlobalModel(head=head, memory={"turn": "A", "client-00": 3})
-    save_state(ServerState(4, model, BASE, SHAPES, 0, head_shapes(head)), tmp_path)
+    data = {"oslo": "0123abcd", "bergen": ""}
+    save_state(ServerState(4, model, BASE, SHAPES, 0, head_shapes(head), data=data), tmp_path)
     loaded = load_state(tmp_path)
     assert loaded is not None
     assert loaded.model.head is not None
     assert pack_head(loaded.model.head) == pack_head(head)
     assert dict(loaded.model.memory) == {"turn": "A", "client-00": 3}
     assert dict(loaded.head_shapes) == {"score.weight": (2, 3)}
+    assert loaded.data == data
 
 
 @pytest.mark.parametrize("merged", [True, False])
@@ -127,3 +130,17 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> Non
     assert f"--resume {tmp_path / 'run'}" in str(caught.value)
     assert [path.name for path in folder.iterdir()] == ["round-0001"]
     assert_same(load_state(folder), some_state(1))
+
+
+def test_a_state_of_another_version_is_refused_with_how_to_read_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "my run" / "state"
+    save_state(some_state(1), folder)
+    manifest = folder / "round-0001" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(FORMAT, "bouquet-state-3"))
+    expected = (
+        f"{tmp_path / 'my run'} was begun by another version of Bouquet and cannot be resumed by "
+        f"this one (its state is bouquet-state-3, expected {FORMAT})"
+    )
+    with pytest.raises(UsageError, match=re.escape(expected)) as raised:
+        load_state(folder)
+    assert f"`bouquet report '{tmp_path / 'my run'}'` draws its rounds" in str(raised.value)

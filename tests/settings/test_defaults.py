@@ -134,7 +134,7 @@ def test_the_learning_rate_is_decided_by_the_model() -> None:
 
 def test_what_was_chosen_is_not_decided() -> None:
     chosen = {
-        "data.path": "mine.csv",
+        "data.path": "/mine.csv",
         "data.partition": "files",
         "data.template": "Q: {prompt}\nA:",
         "data.ending": "###",
@@ -165,4 +165,4 @@ def test_a_toml_list_of_ranks_is_read_as_one() -> None:
     tables = tomllib.loads('[lora]\nrank = [16, 8]\n[data]\npath = ["a.jsonl", "b.jsonl"]\n')
     settings = run_settings(flatten_tables(tables), {"clients.count": 2})
     assert settings.ranks() == [16, 8]
-    assert settings.data.path == "a.jsonl,b.jsonl"
+    assert settings.data.path == f"{Path.cwd()}/a.jsonl,{Path.cwd()}/b.jsonl"

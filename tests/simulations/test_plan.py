@@ -39,14 +39,18 @@ def test_the_header_counts_each_reason_under_its_own_name(
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     run = settings(llama_folder, file)
     plan = prepare(run)
-    assert (plan.cut, plan.dropped) == (1, 1)
+    assert plan.counts == {
+        "cut": 1,
+        "shortened-prompt": 1,
+        "empty": 1,
+        "special-tokens": 1,
+    }
     lines = [
         "1 example: the end is cut off at data.context=64 tokens",
         "1 example: the prompt is cut off at data.max-prompt=32 tokens",
         "1 example: left out, the response or text is empty",
         "1 example: special tokens of the tokenizer in what the data say, read as plain text",
     ]
-    assert plan.warnings == lines
     console = Console(record=True, width=200)
     console.print(plan_panel(run, plan, "title"))
     text = console.export_text()

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from adapters.errors import UsageError
-from settings.keys import Value
+from settings.keys import Value, as_list
 from settings.run import DataSettings, run_settings
 from tasks.classification import encode_texts, label_names
-from tasks.examples import Example, read_examples
+from tasks.examples import Example, read_data, read_examples
 from tasks.partition import federate, global_held_out, own_part
 from tests.tiny_models import tiny_tokenizer
 
@@ -41,10 +43,12 @@ def texts(*pairs: tuple[str, str]) -> list[Example]:
 
 def test_the_text_is_the_prompt_and_the_label_the_response(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", ("good film", 1), ("", 0), ("bad film ", 0))
-    expected = [("good film", "1"), ("", "0"), ("bad film ", "0")]
-    found = read_examples(data_at(file, field="label"), task=TASK)
-    assert [(e.prompt, e.response) for e in found] == expected
-    assert [e.group for e in found] == ["1", "0", "0"]
+    data = data_at(file, partition="natural", field="label")
+    reading = read_data(data, task=TASK)
+    found = reading.examples
+    assert [(e.prompt, e.response) for e in found] == [("good film", "1"), ("bad film ", "0")]
+    assert [e.group for e in found] == ["1", "0"]
+    assert (reading.counts, reading.labels) == ({"empty": 1}, {"1": 1, "0": 1})
     (tmp_path / "b.csv").write_text("body,verdict\nfine, pos \nso la la,neg\n")
     found = read_examples(
         data_at(tmp_path / "b.csv", text="", prompt="body", label="verdict"), task=TASK
@@ -58,7 +62,6 @@ def test_the_text_is_the_prompt_and_the_label_the_response(tmp_path: Path) -> No
         ({"text": "txt"}, "txt", "text"),
         ({"text": "", "prompt": "texts"}, "texts", "text"),
         ({"label": "labels"}, "labels", "label"),
-        ({"partition": "dirichlet", "field": "lable"}, "lable", "label"),
     ],
 )
 def test_a_missing_field_is_named_with_the_nearest(
@@ -66,8 +69,8 @@ def test_a_missing_field_is_named_with_the_nearest(
 ) -> None:
     file = labelled(tmp_path / "a.jsonl", [0, 1])
     expected = (
-        f"a.jsonl has no field {field!r}; its fields are text, label (nearest: {nearest}). Map "
-        "them with data.text and data.label; partition by data.field"
+        f"a.jsonl has no field {field!r} (nearest: {nearest}); its fields are text, label. Map "
+        "them with data.text and data.label"
     )
     with pytest.raises(UsageError, match=re.escape(expected)):
         read_examples(data_at(file, **values), task=TASK)
@@ -84,13 +87,13 @@ def test_the_embedded_data_have_no_labels() -> None:
 @pytest.mark.parametrize("label", [None, "", "  "])
 def test_an_example_without_a_label_is_named(label: object, tmp_path: Path) -> None:
     file = labelled(tmp_path / "a.jsonl", ["x", "y", label])
-    with pytest.raises(UsageError, match=r"a.jsonl has no label in field 'label' of example 3"):
+    with pytest.raises(UsageError, match=r"a.jsonl, line 3 has no label in field 'label'"):
         read_examples(data_at(file), task=TASK)
 
 
 def test_a_label_that_is_not_among_those_set_is_named(tmp_path: Path) -> None:
     file = labelled(tmp_path / "a.jsonl", ["pos", "neg", "mixed", "odd"])
-    expected = r"a.jsonl has the label 'mixed' in example 3, which is .* data.labels \(neg, pos\)"
+    expected = r"a.jsonl, line 3 has the label 'mixed', which is .* data.labels \(neg, pos\)"
     with pytest.raises(UsageError, match=expected):
         read_examples(data_at(file, labels="neg,pos"), task=TASK)
     assert len(read_examples(data_at(file, labels="neg,pos,odd,mixed"), task=TASK)) == 4
@@ -103,7 +106,11 @@ def test_a_label_that_is_not_among_those_set_is_named(tmp_path: Path) -> None:
         ([10, 9, -1], ("-1", "9", "10")),
         (["10", "9", "b"], ("10", "9", "b")),
         (["pos", "neg", "neg"], ("neg", "pos")),
-        ([True, False], ("False", "True")),
+        ([True, False], ("false", "true")),
+        ([0, 0.0, "0", "0.00", 1, "1e0"], ("0", "1")),
+        ([2.5, "-1", 10, "2.50"], ("-1", "2.5", "10")),
+        (["007", "7"], ("007", "7")),
+        ([9007199254740993, 9007199254740992], ("9007199254740992", "9007199254740993")),
     ],
 )
 def test_labels_in_the_data_are_sorted(
@@ -118,12 +125,33 @@ def test_labels_that_are_set_keep_their_order_and_are_not_looked_for(tmp_path: P
     assert label_names(data, TASK, "/a/site/of.jsonl") == ("pos", "neg", "so-so")
 
 
+def test_a_label_is_one_class_however_a_file_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "t", "label": 0}\n{"text": "u", "label": 1.0}\n')
+    (tmp_path / "b.csv").write_text("text,label\nt,0.0\nu,1\n")
+    kinds = pyarrow.schema([("text", pyarrow.string()), ("label", pyarrow.int64())])
+    table = pyarrow.Table.from_pylist([{"text": "t", "label": 1}], kinds)
+    parquet.write_table(table, tmp_path / "c.parquet")
+    kinds = pyarrow.schema([("text", pyarrow.string()), ("label", pyarrow.float32())])
+    table = pyarrow.Table.from_pylist([{"text": "t", "label": 0.0}], kinds)
+    parquet.write_table(table, tmp_path / "d.parquet")
+    assert label_names(data_at(tmp_path), TASK) == ("0", "1")
+    assert read_data(data_at(tmp_path, labels="1.0,0"), task=TASK).labels == {"0": 3, "1": 3}
+    assert label_names(data_at(tmp_path, labels="1.0,0"), TASK) == ("1", "0")
+
+
+def test_labels_may_hold_commas(tmp_path: Path) -> None:
+    file = labelled(tmp_path / "a.jsonl", ["yes, but", "no"])
+    labels = as_list(label_names(data_at(file), TASK))
+    assert label_names(data_at(file, labels=labels), TASK) == ("no", "yes, but")
+    assert len(read_examples(data_at(file, labels='["yes, but", "no"]'), task=TASK)) == 2
+
+
 def test_a_task_without_classes_has_no_labels(tmp_path: Path) -> None:
     assert label_names(data_at(tmp_path / "nowhere.jsonl"), "causal") == ()
     assert label_names(data_at(tmp_path / "nowhere.jsonl", labels="a,b"), "causal") == ()
 
 
-@pytest.mark.parametrize("labels", ["one", "a,a", "a,,b", ","])
+@pytest.mark.parametrize("labels", ["one", "a,a", "a,,b", ",", "0,0.0"])
 def test_fewer_than_two_distinct_labels_are_refused(labels: str) -> None:
     with pytest.raises(UsageError, match=r"expected at least two labels, none empty and each once"):
         label_names(data_at("nowhere.jsonl", labels=labels), TASK)

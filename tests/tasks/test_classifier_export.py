@@ -1,6 +1,7 @@
 """What `write_peft` writes of a classifier, PEFT loads to exactly the same logits."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,34 @@ def test_without_a_head_nothing_is_said_of_one(llama_folder: Path, tmp_path: Pat
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert config["task_type"] == "CAUSAL_LM"
     assert "modules_to_save" not in config
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is")
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "sorter"])
+def test_the_documented_lines_load_a_classifier(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """As the page says it, on texts of unlike length, where a decoder must know its padding."""
+    if kind == "sorter":  # a checkpoint with a head of another number of labels
+        sorter = "BertForSequenceClassification"
+        base = save_bert(tmp_path / "sorter", kind=sorter, num_labels=5)
+    else:
+        base = request.getfixturevalue(f"{kind}_folder")
+    tuned = open_model(base, labels=LABELS)
+    adapter, head = random_adapter(tuned, 3), random_head(tuned)
+    write_peft(adapter, tmp_path / "adapter", str(base), head, LABELS)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "compare.md").read_text()
+    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    names: dict[str, Any] = {}
+    exec(found[1].replace("runs/NAME/adapter", str(tmp_path / "adapter")), names)
+    model, tokenizer = names["model"].eval(), names["tokenizer"]
+    assert model.config.id2label == {0: "neg", 1: "pos", 2: "söso"}
+    assert model.config.label2id == {"neg": 0, "pos": 1, "söso": 2}
+    inputs = tokenizer(["a short text", "a text of many more words"], padding=True)
+    inputs = {name: torch.tensor(values) for name, values in inputs.items()}
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        with tuned.adapted(adapter, head=head):
+            wanted = tuned.model(**inputs).logits
+    torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)

@@ -149,7 +149,7 @@ def test_examples_of_which_none_fits_are_refused(tuned: TunedModel, model_folder
         model_folder, data__path="m.jsonl", data__context=8, data__template="a long one: {prompt}"
     ).data
     with pytest.raises(
-        UsageError, match=r"none of 20 examples leaves room .* data.context=8 token"
+        UsageError, match=r"none of 20 examples leaves room for a response within data.context=8"
     ):
         tuned.encode(EXAMPLES, data)
 

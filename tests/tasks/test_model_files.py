@@ -10,16 +10,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
 from adapters.adapter import draw
 from adapters.errors import UsageError
 from adapters.peft_files import write_peft
+from tasks.base_model import load_base_model
 from tasks.model_files import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
+SILENT = "http://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -67,19 +68,19 @@ def test_offline_a_hub_id_outside_the_cache_is_refused(models: Path) -> None:
 
 
 def test_a_hub_id_in_the_cache_is_taken_from_there(models: Path) -> None:
-    put_into_cache("models/my-modl", models / "my-model")
+    kept = put_into_cache("models/my-modl", models / "my-model")
     place = find_model("models/my-modl")
-    assert (place.name, place.local_only) == ("models/my-modl", True)
+    assert (place.name, place.local_only) == (str(kept), True)
 
 
-def put_into_cache(name: str, source: Path) -> None:
-    folder = Path(constants.HF_HUB_CACHE, "models--" + name.replace("/", "--"))
+def put_into_cache(name: str, source: Path, cache: Path = Path(constants.HF_HUB_CACHE)) -> Path:
+    folder = cache / ("models--" + name.replace("/", "--"))
     shutil.rmtree(folder, ignore_errors=True)
     commit = "0" * 40
     shutil.copytree(source, folder / "snapshots" / commit)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(commit)
-    assert isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
+    return folder / "snapshots" / commit
 
 
 def test_an_adapter_is_no_base_model(models: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_folder_without_config_json_is_said_to_be_none(models: Path) -> None:
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """A hub that has no model, but an adapter of the name some/adapter."""
+    """A hub with nothing but some/adapter, which has no model, and some/both, which has all."""
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -124,7 +125,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         known = "EntryNotFound" if "some/adapter" in self.path else "RepoNotFound"
-        self.send_response(404)
+        self.send_response(200 if "some/both" in self.path else 404)
         self.send_header("X-Error-Code", known)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -165,4 +166,25 @@ def test_a_hub_that_has_no_such_model_or_does_not_answer_is_asked_once(
     assert ask(hub, "some/adapter", tmp_path).endswith(
         "the hub's some/adapter holds no config.json: expected a model"
     )
-    assert "the hub does not answer (" in ask("http://127.0.0.1:9", "some/model", tmp_path)
+    assert "the hub does not answer (" in ask(SILENT, "some/model", tmp_path)
+    assert "some/both holds a base model and, in adapter_config.json" in ask(
+        hub, "some/both", tmp_path
+    )
+
+
+def test_where_the_hub_does_not_answer_the_cache_is_loaded_without_retries(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    put_into_cache("some/model", llama_folder, tmp_path / "home" / "hub")
+    code = (
+        "from tasks.base_model import load_base_model\n"
+        "print(load_base_model('some/model', 'float32', 'cpu').identity)"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": SILENT, "PYTHONPATH": str(ROOT)}
+    environment |= {"HF_HOME": str(tmp_path / "home")}
+    environment.pop("HF_HUB_OFFLINE")
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert "Retrying" not in ran.stderr
+    assert ran.stdout.strip() == load_base_model(str(llama_folder), "float32", "cpu").identity

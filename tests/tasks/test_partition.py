@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from adapters.errors import UsageError
 from settings.keys import Value
 from settings.run import DataSettings, run_settings
-from tasks.examples import Example
+from tasks.examples import Example, Reading
 from tasks.partition import DEALERS, Federation, federate, global_held_out, hold_out, own_part
 from tests.adapter_generators import QUICK
 
@@ -30,7 +30,8 @@ def deal(
     examples: Sequence[Example], clients: int, data: DataSettings, seed: int = 0
 ) -> Federation:
     """Federate these examples, without a file and without the cache."""
-    with patch("tasks.partition.read_examples", return_value=list(examples)):
+    reading = Reading(list(examples), (), {}, ())
+    with patch("tasks.partition.read_data", return_value=reading):
         return federate.__wrapped__(data, clients, seed)
 
 
@@ -199,7 +200,8 @@ def test_files_are_one_for_each_client_in_the_order_named(tmp_path: Path) -> Non
         assert len(prompts) > 10
         assert all(prompt.startswith(name) for prompt in prompts)
     with pytest.raises(
-        UsageError, match=r"needs one file for each of 2 clients; data.path names 3: .*zoo.jsonl"
+        UsageError,
+        match=r"needs one file for each of 2 clients; data.path names 3: .*zoo.jsonl, .*--clients",
     ):
         federate(data, 2, 0)
 
@@ -216,7 +218,7 @@ def test_too_few_groups_are_counted_in_the_error() -> None:
 def test_clients_without_examples_are_named() -> None:
     expected = (
         "3 of 7 clients have no examples to train on: client-04, client-05, client-06. 4 examples "
-        "are dealt by data.partition=iid: take fewer clients"
+        "are dealt by data.partition=iid, 1 are held out by data.held-out: take fewer clients"
     )
     with pytest.raises(UsageError, match=re.escape(expected)):
         deal(numbered(5), 7, settings("iid"))
@@ -248,9 +250,78 @@ def test_both_parts_keep_the_order_of_the_examples() -> None:
     assert sorted(held, key=order) == held
 
 
-def test_a_run_may_use_some_of_the_examples_only() -> None:
-    federation = deal(numbered(200), 4, settings(max_examples=60))
-    assert len(everything(federation)) == 60
+def test_a_run_may_use_some_of_the_examples_only(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", numbered(200))
+    first, again, other = (
+        federate(settings(path=path, max_examples=60), 4, seed) for seed in (0, 0, 1)
+    )
+    assert len(everything(first)) == 60
+    assert first == again
+    assert texts(everything(first)) != texts(everything(other))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_sites_only_example_is_not_held_out(seed: int, tmp_path: Path) -> None:
+    """Of two files with one example each and one with four, only the last can spare one."""
+    sizes = {"one": 1, "four": 4, "alone": 1}
+    paths = [
+        write(tmp_path / f"{name}.jsonl", [Example(f"{name}{i}", "r", "") for i in range(size)])
+        for name, size in sizes.items()
+    ]
+    federation = federate(settings("files", path=",".join(paths), held_out=0.5), 3, seed)
+    assert [len(part.train + part.held_out) for part in federation.parts] == [1, 1, 1]
+    assert len(federation.held_out) == 3
+    assert all(example.prompt.startswith("four") for example in federation.held_out)
+
+
+def test_no_group_of_a_natural_partition_vanishes_by_holding_out() -> None:
+    examples = [Example(f"p{i}", "r", f"g{i % 20}") for i in range(30)]
+    for seed in range(5):
+        federation = deal(examples, 20, settings("natural", held_out=0.5), seed)
+        assert len(federation.held_out) == 10
+
+
+def test_identical_rows_are_counted() -> None:
+    copies = [Example("p", "r", "")] * 3 + numbered(20)
+    assert deal(copies, 2, settings()).counts == {"identical": 2}
+
+
+def test_a_test_set_of_its_own_leaves_the_training_file_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", numbered(40))
+    test = write(tmp_path / "test.jsonl", [*numbered(42)[38:], Example("q", "s", "")])
+    federation = federate(settings(path=path, evaluation=test), 4, 0)
+    assert sum(len(part.train) for part in federation.parts) == 40
+    assert not any(part.held_out for part in federation.parts)
+    assert [e.prompt for e in federation.held_out] == ["p38", "p39", "p40", "p41", "q"]
+    assert federation.counts == {"test-seen": 2}
+    assert global_held_out(settings(path=path, evaluation=test), 4, 0, 0) == federation.held_out
+    asked = settings(path=path, evaluation=test, held_out=0.1, client_held_out=0.2)
+    federation = federate(asked, 4, 0)
+    assert federation.unused == 4
+    assert sum(len(part.train) for part in federation.parts) == 28
+    assert len(federation.held_out) == 5
+
+
+def test_a_test_set_needs_the_mapped_fields_and_none_to_deal_by(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", numbered(40))
+    test = tmp_path / "test.jsonl"
+    test.write_text('{"prompt": "p", "answer": "r"}\n')
+    with pytest.raises(UsageError, match=r"test.jsonl has no field 'response'"):
+        federate(settings("natural", path=path, field="package", evaluation=str(test)), 2, 0)
+    with pytest.raises(UsageError, match=r"data.evaluation names .*gone.jsonl', where there is no"):
+        federate(settings(path=path, evaluation=f"{tmp_path}/gone.jsonl"), 2, 0)
+
+
+def test_a_sites_test_set_is_what_it_evaluates_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "site.jsonl", numbered(50))
+    test = write(tmp_path / "test.jsonl", numbered(53)[49:])
+    part = own_part(settings(), path, 0, evaluation=test)
+    assert (len(part.train), len(part.held_out), part.counts) == (50, 4, {"test-seen": 1})
+    plain = own_part(settings(), path, 0)
+    assert (len(plain.train), len(plain.held_out)) == (45, 5)
+    assert len({part.fingerprint, plain.fingerprint}) == 2
+    with pytest.raises(UsageError, match="evaluation-path names 'gone', where there is no file"):
+        own_part(settings(), path, 0, evaluation="gone")
 
 
 def test_the_global_held_out_part_is_cut_to_its_limit(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Whoever brings data that cannot train is told the true reason, and of what file."""
 
+from dataclasses import replace
+
 import pytest
 
 from settings.keys import Value
@@ -22,17 +24,19 @@ def refused(examples: list[Example], settings: DataSettings) -> str:
     encoding = encode(tokenizer, examples, settings)
     assert encoding.examples == []
     assert sum(encoding.counts.values()) == encoding.dropped == len(examples)
-    return str(refusal(encoding.counts, examples, settings, classes=False))
+    files = sorted({example.file for example in examples})
+    return str(refusal(encoding.counts, len(examples), files, settings, classes=False))
 
 
 def test_the_message_names_the_true_reason() -> None:
-    empty, long = Example("a", "", "/data/c2.jsonl"), Example("a" * 99, "b", "/data/c2.jsonl")
-    silent = Example("", "", "/data/c2.jsonl", (Turn("user", "Hi"),))
+    empty, long = Example("a", "", ""), Example("a" * 99, "b", "")
+    silent = Example("", "", "", (Turn("user", "Hi"),))
     assert refused([empty] * 3, data()) == (
         "all 3 responses are empty: fill them, or name their field with data.response"
     )
-    assert refused([empty] * 3, data(partition="files")) == (
-        "all 3 responses of c2.jsonl are empty: fill them, or name their field with data.response"
+    assert refused([replace(empty, file="/data/c2.jsonl")] * 3, data()) == (
+        "all 3 responses of /data/c2.jsonl are empty: fill them, or name their field with "
+        "data.response"
     )
     narrow = {"context": 8, "max-prompt": 50}
     assert refused([long], data(**narrow)) == (
@@ -58,5 +62,5 @@ def test_every_reason_has_a_line(reason: str) -> None:
 
 
 def test_no_examples_at_all_is_said_as_it_is() -> None:
-    message = str(refusal({}, [], data(), classes=False))
+    message = str(refusal({}, 0, [], data(), classes=False))
     assert message == "there is no example here to train on or to evaluate"
