@@ -8,6 +8,7 @@ The command line prints the message alone; anything that is not a BouquetError i
 its traceback.
 """
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -38,6 +39,17 @@ def listing(items: Iterable[object], limit: int = 5) -> str:
     shown = [str(item) for item in items]
     head = ", ".join(shown[:limit])
     return head if len(shown) <= limit else f"{head} (showing {limit} of {len(shown)})"
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names most like this one, the likest first; [] where none is like it.
+
+    limit: at most so many; cutoff: the least similarity, from 0 (any name) to 1 (the same name).
+
+    >>> nearest("flor", ["flora", "fedavg"]), nearest("zzz", ["flora", "fedavg"])
+    (['flora'], [])
+    """
+    return difflib.get_close_matches(name, list(known), n=limit, cutoff=cutoff)
 
 
 def quoted(text: object, limit: int = 500) -> str:

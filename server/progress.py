@@ -32,6 +32,10 @@ class RunObserver(Protocol):
     def run_finished(self, folder: Path) -> None:
         """The adapter is written."""
 
+    def how_to_go_on(self, folder: Path) -> str:
+        """What a person does to go on with the run in this folder after it stopped."""
+        return by_flower(folder)
+
 
 class LogObserver:
     """One log line for each event."""
@@ -78,6 +82,10 @@ class LogObserver:
         """Say where the adapter is."""
         log.info(logfmt("finished", adapter=folder / "adapter"))
 
+    def how_to_go_on(self, folder: Path) -> str:
+        """By Flower: nobody watches, so no command of Bouquet's own started it."""
+        return by_flower(folder)
+
 
 _observer: ContextVar[RunObserver | None] = ContextVar("run observer", default=None)
 
@@ -90,6 +98,17 @@ def observe_run(observer: RunObserver) -> Iterator[None]:
         yield
     finally:
         _observer.reset(token)
+
+
+def by_flower(folder: Path) -> str:
+    """How a coordinator goes on with the run in this folder."""
+    return f"give the same flwr run command again: with resume=true and output={folder} it goes on"
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The advice of whoever watches this run, for the end of an error."""
+    observer = _observer.get()
+    return by_flower(folder) if observer is None else observer.how_to_go_on(folder)
 
 
 def is_observed() -> bool:

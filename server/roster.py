@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message
 
-from adapters.errors import UsageError, listing
+from adapters.errors import UsageError, listing, quoted
 
 
 @dataclass(frozen=True)
@@ -115,15 +115,16 @@ def _read(
         node = f"node {answer.metadata.src_node_id}"
         still_out.pop(node, None)
         if answer.has_error():
-            still_out[node] = f"failed to answer: {answer.error.reason}"
+            still_out[node] = quoted(f"failed to answer: {answer.error.reason}")
         elif "failure" in answer.content:
             failure = answer.content["failure"]
-            still_out[str(failure.get("client", node))[:80]] = str(failure.get("reason"))[:500]
+            name = quoted(failure.get("client", node), 80)
+            still_out[name] = quoted(failure.get("reason"))
         else:
             try:
                 found.append(_member(answer))
             except (KeyError, TypeError, ValueError) as error:
-                still_out[node] = f"its answer cannot be read: {error!r}"[:500]
+                still_out[node] = quoted(f"its answer cannot be read: {error!r}")
             else:
                 still_out.pop(found[-1].name, None)
     return found, still_out
@@ -165,12 +166,12 @@ def _member(answer: Message) -> Member:
     columns = zip(site["modules"], site["rows"], site["columns"], strict=True)
     heads = zip(site["head"], site["head-shapes"], strict=True)
     member = Member(
-        name=str(site["client"])[:80],
+        name=quoted(site["client"], 80),
         number=int(site["number"]),
         node_id=answer.metadata.src_node_id,
         rank=int(site["rank"]),
         num_examples=int(site["num-examples"]),
-        base=str(site["base"])[:80],
+        base=quoted(site["base"], 80),
         shapes=tuple(sorted((str(name), int(m), int(n)) for name, m, n in columns)),
         head_shapes=tuple(
             sorted((str(name), tuple(map(int, shape.split("x")))) for name, shape in heads)

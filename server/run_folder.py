@@ -27,6 +27,7 @@ from adapters.errors import BouquetError, UsageError
 from adapters.head import Head
 from adapters.peft_files import write_peft
 from adapters.refactoring import refactor
+from server.progress import how_to_go_on
 from server.state import ServerState, flush_folder, load_state, save_state, write_durably
 from settings.keys import Value, flatten, flatten_tables
 from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
@@ -43,8 +44,15 @@ class RunFolder:
         self.adapter_path = path / "adapter"
         self._log_path = path / "rounds.jsonl"
 
-    def create(self, settings: RunSettings, data: Mapping[str, Any] | None = None) -> None:
+    def create(
+        self,
+        settings: RunSettings,
+        data: Mapping[str, Any] | None = None,
+        head: Mapping[str, str] | None = None,
+    ) -> None:
         """Make the folder and write config.toml, and before it data.json where there are `data`.
+
+        head: what else stands at the top of config.toml.
 
         UsageError where the folder exists already, unless what made it may have died right then.
         """
@@ -59,9 +67,9 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"{self.path} cannot be made: {error.strerror}") from error
         if data is not None:
-            self._write("data.json", (json.dumps(data, indent=1) + "\n").encode())
-        tables = {"config": _nested(flatten(settings)), "versions": versions()}
-        self._write("config.toml", tomli_w.dumps(tables).encode())
+            self.write("data.json", (json.dumps(data, indent=1) + "\n").encode())
+        tables = {**(head or {}), "config": _nested(flatten(settings)), "versions": versions()}
+        self.write("config.toml", tomli_w.dumps(tables).encode())
 
     def data(self) -> dict[str, Any] | None:
         """What data.json says; None where there is none.
@@ -133,8 +141,8 @@ class RunFolder:
                 return file.tell()
         except OSError as error:
             raise BouquetError(
-                f"{self._log_path} could not be written: {error.strerror}. Free some space and go "
-                f"on with: bouquet simulate --resume {shlex.quote(str(self.path))}"
+                f"{self._log_path} could not be written: {error.strerror}. Free some space, then "
+                + how_to_go_on(self.path)
             ) from error
 
     def save(self, state: ServerState) -> None:
@@ -165,11 +173,11 @@ class RunFolder:
         except OSError as error:
             raise BouquetError(
                 f"the adapter could not be written to {self.adapter_path}: {error.strerror}. The "
-                "run itself is saved; go on with: bouquet simulate --resume "
-                + shlex.quote(str(self.path))
+                f"run itself is saved: {how_to_go_on(self.path)}"
             ) from error
 
-    def _write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes) -> None:
+        """A file in the folder, whole or not at all; BouquetError where the disk takes it not."""
         scratch = self.path / f".writing-{name}"
         try:
             write_durably(scratch, data)

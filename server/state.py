@@ -24,6 +24,7 @@ from adapters.codec import pack, unpack
 from adapters.errors import AdapterError, BouquetError, UsageError
 from adapters.head import HeadShapes, pack_head, unpack_head
 from server.pieces import Piece, piece_of, sum_of
+from server.progress import how_to_go_on
 from strategies.strategy import GlobalModel
 
 FORMAT = "bouquet-state-4"
@@ -82,8 +83,8 @@ def save_state(state: ServerState, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         raise BouquetError(
             f"the state after round {state.round} could not be saved in {folder}: "
-            f"{error.strerror or error}. The run is whole up to the round before; free some space "
-            f"and go on with: {shlex.join(['bouquet', 'simulate', '--resume', str(folder.parent)])}"
+            f"{error.strerror or error}. The run is whole up to the round before; free some "
+            f"space, then {how_to_go_on(folder.parent)}"
         ) from error
     for old in sorted(folder.glob("round-*"))[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
@@ -142,7 +143,13 @@ def check_format(folder: Path) -> None:
 def _read_state(path: Path, wire_dtype: str) -> ServerState:
     manifest = json.loads((path / "manifest.json").read_bytes())
     if manifest["format"] != FORMAT:
-        raise ValueError(f"expected format {FORMAT}, got {manifest['format']!r}")
+        run = path.parent.parent
+        raise UsageError(
+            f"{run} was written by another version of Bouquet (state format "
+            f"{manifest['format']!r}, this one has {FORMAT}) and cannot be resumed: begin a new "
+            f"run. It can still be read: bouquet report {run}, bouquet status {run}; the adapter "
+            f"of its last round, where it came to an end, is {run / 'adapter'}"
+        )
     parts = {}
     for name, wanted in manifest["files"].items():
         data = (path / name).read_bytes()

@@ -4,7 +4,6 @@ A section of the configuration is a frozen dataclass whose fields are made by `k
 that says what the value means, and the range it must lie in. Parsing knows nothing else.
 """
 
-import difflib
 import json
 import math
 import tomllib
@@ -13,7 +12,8 @@ from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from adapters.errors import UsageError
+from adapters.errors import UsageError, nearest
+from settings.synonyms import known_synonym
 
 Value = bool | int | float | str
 Section = TypeVar("Section")
@@ -40,7 +40,7 @@ class Rule:
         if self.one_of:
             return "one of " + ", ".join(self.one_of)
         bounds = [("at least", self.at_least), ("above", self.above), ("at most", self.at_most)]
-        return ", ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+        return ", ".join(f"{words} {_plain(bound)}" for words, bound in bounds if bound is not None)
 
     def admits(self, value: Any) -> bool:
         """Whether the value lies in the range."""
@@ -52,6 +52,10 @@ class Rule:
             or (self.above is not None and value <= self.above)
             or (self.at_most is not None and value > self.at_most)
         )
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def key(doc: str, **rule: Any) -> Any:
@@ -82,11 +86,33 @@ def parse(section: type[Section], values: Mapping[str, Value], prefix: str = "")
     return _build(section, values, prefix)
 
 
-def unknown_key(name: str, known: list[str]) -> str:
+def unknown_key(name: str, known: Sequence[str]) -> str:
     """The message for a key that does not exist."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; the nearest known key is {near[0]}" if near else ""
+    near = nearest_key(name, known)
+    words = "what says that here is" if "=" in near else "the nearest known key is"
+    hint = f"; {words} {near}" if near else ""
     return f"unknown configuration key {name!r}{hint}. `bouquet options` lists all keys."
+
+
+def nearest_key(name: str, known: Sequence[str]) -> str:
+    """The key that was most likely meant, or `key=value` where other programs say it by a key.
+
+    Empty where no known key is near.
+
+    >>> nearest_key("local.lr", ["local.learning-rate", "local.epochs"])
+    'local.learning-rate'
+    >>> nearest_key("load_in_4bit", ["model.path", "model.quantization"])
+    'model.quantization=nf4'
+    """
+    spelled = name.strip().lower().replace("_", "-")
+    last = spelled.rpartition(".")[2]
+    same_end = [other for other in known if other.rpartition(".")[2] == last]
+    return (
+        (spelled if spelled in known else "")
+        or known_synonym(spelled, known)
+        or (same_end[0] if len(same_end) == 1 else "")
+        or next(iter(nearest(spelled, known, cutoff=0.5)), "")
+    )
 
 
 def _build(section: type[Section], values: Mapping[str, Value], prefix: str) -> Section:
@@ -116,6 +142,17 @@ def _checked(name: str, value: Value, kind: type, entry: "Field[Any]") -> Value:
         except ValueError as error:
             raise UsageError(f"{name}: {error}; got {value!r}. It means: {rule.doc}") from None
     return value
+
+
+def shown_value(value: Value) -> str:
+    r"""A value on one line, as TOML would have it, but without quotes around text.
+
+    >>> shown_value(True), shown_value(0.006), shown_value("a\nb"), shown_value("")
+    ('true', '0.006', 'a\\nb', '""')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).replace("\n", "\\n") or '""'
 
 
 def _wanted(entry: "Field[Any]") -> str:
@@ -189,6 +226,18 @@ def read_assignment(text: str) -> tuple[str, Value]:
     except (tomllib.TOMLDecodeError, UsageError):  # such as a date, which no key takes
         return name.strip(), value
     return name.strip(), parsed.get("value", value)
+
+
+def as_assignment(name: str, value: Value) -> str:
+    """`key=value` on one line, which `read_assignment` reads back.
+
+    >>> as_assignment("data.template", "{prompt}: "), as_assignment("data.labels", "7")
+    ('data.template={prompt}: ', 'data.labels="7"')
+    """
+    plain = f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+    if isinstance(value, str) and (not value.isprintable() or read_assignment(plain)[1] != value):
+        return f"{name}={json.dumps(value, ensure_ascii=False)}"
+    return plain
 
 
 def coerce(values: Mapping[str, Value], section: Any) -> dict[str, Value]:

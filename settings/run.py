@@ -117,7 +117,10 @@ class DataSettings:
         "natural for the embedded data and iid for other.",
         one_of=("auto", "iid", "dirichlet", "natural", "files"),
     )
-    field: str = key("The field that dirichlet and natural partitions go by.")
+    field: str = key(
+        "The field that dirichlet and natural partitions go by. auto: package for the embedded "
+        "data, none for other."
+    )
     min_examples: int = key(
         "dirichlet: shares are drawn again until every client has this many examples.", at_least=1
     )
@@ -349,6 +352,7 @@ def _decided(data: DataSettings) -> DataSettings:
     choices: dict[str, Any] = {
         "response": preset.response if preset else "response",
         "partition": "natural" if embedded else "iid",
+        "field": "package" if embedded else "",
         "template": EMBEDDED_TEMPLATE if embedded else "{prompt}\n",
         "ending": EMBEDDED_ENDING if embedded else "",
     }

@@ -14,10 +14,13 @@ from typing import Any
 
 from adapters.adapter import draw
 from client.training import Trained, plan_steps, train
+from server.run_folder import RunFolder
 from server.sampling import derive_seed, sample_cohort
-from server.state import write_durably
+from settings.events import log, logfmt
 from settings.run import RunSettings
 from simulations.references import Bench, open_bench
+
+FILE = "central.json"
 
 
 def train_pooled(bench: Bench, steps: int) -> Trained:
@@ -72,11 +75,9 @@ def central_reference(
 ) -> dict[str, Any]:
     """The reference for this run, from central.json where it was already computed."""
     steps = sum(client["steps"] for record in rounds[1:] for client in record["clients"])
-    path = folder / "central.json"
-    if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text())
-        if kept.get("steps") == steps:
-            return kept
+    kept = _kept(folder / FILE)
+    if kept.get("steps") == steps:
+        return kept
     bench = open_bench(replace(settings, evaluate=replace(settings.evaluate, server=True)))
     trained = train_pooled(bench, steps)
     result = {
@@ -89,5 +90,20 @@ def central_reference(
     }
     if "client_held_out" in rounds[-1]:
         result |= bench.evaluate_clients(trained)
-    write_durably(path, (json.dumps(result, indent=1) + "\n").encode())
+    RunFolder(folder).write(FILE, (json.dumps(result, indent=1) + "\n").encode())
     return result
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """What was computed before; {}, and a word in the log, where the file is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_bytes())
+        if isinstance(kept, dict):
+            return kept
+        reason = "it holds no object"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    log.warning(logfmt("computed-again", file=path, reason=reason))
+    return {}

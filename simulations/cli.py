@@ -11,12 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from adapters.errors import BouquetError
-from settings.keys import walk
-from settings.run import RunSettings, default_values
 from simulations.check_command import check
 from simulations.compare_command import compare
 from simulations.deploy_command import deploy
 from simulations.job_options import MORE_KEYS
+from simulations.options_command import options
 from simulations.report_command import report
 from simulations.simulate_command import simulate
 from simulations.status_command import status
@@ -39,23 +38,7 @@ cli.command()(report)
 cli.add_typer(deploy)
 cli.command()(check)
 cli.command()(status)
-
-
-@cli.command()
-def options() -> None:
-    """List every configuration key: its default, its range and what it means."""
-    table = Table("key", "default", "range", "meaning", box=None, padding=(0, 1))
-    table.columns[0].no_wrap = True
-    defaults = default_values()
-    for name, kind, rule in walk(RunSettings):
-        default = defaults[name]
-        shown = str(default).lower() if kind is bool else str(default) or '""'
-        table.add_row(f"[cyan]{name}[/]", escape(shown), rule.range(), escape(rule.doc))
-    console.print(table)
-    console.print(
-        "\nSet them by [cyan]--set key=value[/], in a TOML file given to [cyan]--config[/], or by "
-        "[cyan]flwr run . --run-config 'key=value'[/]."
-    )
+cli.command()(options)
 
 
 PROMISES = {

@@ -5,7 +5,6 @@ seeds. All that differs within a seed is strategy.name. One that is refused or f
 the others.
 """
 
-import difflib
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.errors import BouquetError, UsageError
+from adapters.errors import BouquetError, UsageError, nearest
 from server.progress import RunObserver, observe_run
 from settings.keys import Value
 from settings.run import RunSettings, run_settings
@@ -66,7 +65,7 @@ def choose_names(listed: str, ranks: Sequence[int]) -> list[str]:
         elif name in known:
             names.append(name)
         else:
-            near = difflib.get_close_matches(name, [*known, ALL], n=1)
+            near = nearest(name, [*known, ALL])
             hint = f"; the nearest is {near[0]}" if near else ""
             raise UsageError(
                 f"--strategies expects names with commas, out of {', '.join(known)}, or all; got "
@@ -158,7 +157,7 @@ class Runner:
         from client.training import observe_steps
         from simulations.references import run_reference
 
-        with observe_steps(self.observer.on_step):
+        with observe_run(self.observer), observe_steps(self.observer.on_step):
             for record in run_reference(entry.name, settings, self.observer.phase_started):
                 self.observer.round_finished(record, [])
 

@@ -16,13 +16,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from adapters.errors import quoted
 from server.exchange import Rejection
 from server.roster import Member, Roster
 from settings.run import RunSettings
 from settings.site import client_name
 from settings.units import human_bytes
 from simulations.comparison_folder import Entry
-from simulations.display import shown
+from simulations.display import LONGEST_NOTE
 from simulations.results import LOSS, Spread, SummaryRow, headline_metric
 
 
@@ -41,11 +42,16 @@ def human_seconds(seconds: float) -> str:
 
 
 def round_line(record: Mapping[str, Any]) -> str:
-    """One round in one line."""
-    if "held_out_loss" in record:
-        words = [f"held-out {record['held_out_loss']:.4f}"]
-    else:
-        words = [f"clients' own held-out {shown(record.get('client_held_out_loss'), '{:.4f}')}"]
+    """One round in one line; without a loss where the round was not evaluated.
+
+    >>> round_line({"train_loss": 2.5, "bytes_up": 1000, "bytes_down": 2000})
+    'train 2.5000, 3 kB'
+    """
+    words = []
+    if (loss := record.get("held_out_loss")) is not None:
+        words.append(f"held-out {loss:.4f}")
+    elif (own := record.get("client_held_out_loss")) is not None:
+        words.append(f"clients' own held-out {own:.4f}")
     if (accuracy := record.get("held_out_accuracy")) is not None:
         words.append(f"accuracy {accuracy:.3f}")
     if (trained := record.get("train_loss")) is not None:
@@ -177,10 +183,15 @@ class ComparisonDisplay:
             self._print(f"  round {self._done} of {self._upto}: {self._last}")
 
     def _warn(self, text: str) -> None:
+        text = quoted(text, LONGEST_NOTE)
         self.console.print(text, style="yellow", soft_wrap=True, markup=False)
 
     def run_finished(self, folder: Path) -> None:
         """The runner says more about it."""
+
+    def how_to_go_on(self, folder: Path) -> str:
+        """The command of the comparison that this run belongs to."""
+        return "give the same bouquet compare command again, with --output of this comparison"
 
 
 def results_table(rows: Sequence[SummaryRow]) -> Table:
@@ -197,6 +208,7 @@ def results_table(rows: Sequence[SummaryRow]) -> Table:
         "accuracy": ("held_out_accuracy", "{:.3f}"),
         "own\nparts": (f"client_{own}_mean", "{:.3f}"),
         "worst\nclient": (f"worst_client_{own}", "{:.3f}"),
+        "size of\nchange": ("mean_change_norm", "{:.3g}"),
         "bytes": ("bytes", ""),
         "rounds": ("rounds", "{:g}"),
         "seconds": ("seconds", "{:.1f}"),

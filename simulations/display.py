@@ -4,6 +4,7 @@ On a terminal the rows grow above a live line; elsewhere (a file, a pipe, CI) ea
 once, as it is known.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from adapters.errors import listing
+from adapters.errors import listing, quoted
 from server.exchange import Rejection
 from server.roster import Member, Roster
 from server.run_folder import RunFolder
@@ -30,6 +31,7 @@ from tasks.reasons import count_lines
 
 COLUMNS = ("round", "train loss", "held-out loss", "up", "down", "noise", "seconds")
 WIDTHS = (7, 12, 15, 11, 11, 11, 10)
+LONGEST_NOTE = 1000
 
 
 def round_cells(record: Mapping[str, Any]) -> list[str]:
@@ -65,14 +67,15 @@ def plan_panel(settings: RunSettings, plan: Plan, title: str, methods: str = "")
     properties = make_strategy(settings.strategy.name).properties
     ranks = settings.ranks()
     examples = plan.train_examples
+    model, dealt = map(escape, (plan.model, _dealt(settings)))
     lines = [
         methods or f"[bold]{properties.title}[/]  [dim]{properties.source}[/]",
         f"{len(ranks)} clients of rank {listing(ranks, limit=12)}; {settings.rounds} rounds"
         + (f", {settings.clients.fraction:.0%} each" if settings.clients.fraction < 1 else ""),
-        f"model {plan.model}: {plan.parameters / 1e6:.1f} M parameters, LoRA on {plan.modules} "
+        f"model {model}: {plan.parameters / 1e6:.1f} M parameters, LoRA on {plan.modules} "
         f"modules, {plan.device}",
         *map(escape, plan.notes),
-        f"data {_paths(plan.files)}: {sum(examples):,} training examples dealt {_dealt(settings)} "
+        f"data {_paths(plan.files)}: {sum(examples):,} training examples dealt {dealt} "
         f"({min(examples):,} to {max(examples):,} each), {_held_out(plan)}",
         *(found for found in map(escape, plan.found)),
         *([_classes(plan.classes)] if plan.classes else []),
@@ -217,12 +220,17 @@ class Display:
         """Nothing left to draw; the summary follows."""
         self.folder = folder
 
+    def how_to_go_on(self, folder: Path) -> str:
+        """The command of a simulation."""
+        return f"go on with: {shlex.join(['bouquet', 'simulate', '--resume', str(folder)])}"
+
     def _show(self, record: Mapping[str, Any]) -> None:
         self._table.add_row(*round_cells(record))
         if not self.console.is_terminal:
             self.console.print(_line(round_cells(record)))
 
     def _note(self, text: str) -> None:
+        text = quoted(text, LONGEST_NOTE)
         if self.console.is_terminal:
             self._notes.append(text)
         else:

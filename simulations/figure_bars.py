@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from settings.units import human_bytes
 from simulations import figure_style as style
@@ -54,7 +53,7 @@ def clients_plot(lineup: Sequence[Series]) -> Plot | None:
         found.append((series, mean_over_runs(ends), mean_over_runs(begins), own))
     clients = sorted({client for _, ends, _, _ in found for client in ends})
     deepest = min(max(0.17 * len(clients), 1.1), 8.0)
-    figure, panels = _panels(
+    figure, panels = style.panels(
         len(found), 4 if len(found) <= 12 else 5, deepest + 0.35, share_x=True, share_y=True
     )
     all_ranks = {k: r for _, _, _, own in found for k, r in own.items()}
@@ -136,7 +135,7 @@ def bytes_plot(lineup: Sequence[Series]) -> Plot | None:
         return None
     totals = [sum(up.values()) + sum(down.values()) for _, up, down in found]
     own_scales = max(totals) > 8.0 * min(totals)
-    figure, panels = _panels(len(found), 5, 1.75, share_y=not own_scales)
+    figure, panels = style.panels(len(found), 5, 1.75, share_y=not own_scales)
     for axes, (series, up, down), total in zip(panels, found, totals, strict=True):
         axes.bar([*up], [*up.values()], color=series.colour, gid=series.gid("up"))
         axes.bar(
@@ -263,19 +262,3 @@ def _seconds(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if whole:
         found["other"] = max(math.fsum(whole) - math.fsum(found.values()), 0.0)
     return found
-
-
-def _panels(
-    count: int, across: int, height: float, share_x: bool = False, share_y: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """So many small axes, row by row."""
-    across = min(across, count)
-    down = math.ceil(count / across)
-    figure = style.new_figure(style.WIDE if count > 2 else style.HALF, down * height + 0.4)
-    grid = figure.subplots(down, across, squeeze=False, sharex=share_x, sharey=share_y)
-    for axes in list(grid.flat)[count:]:
-        axes.set_visible(False)
-    if share_x and count % across:
-        for axes in grid[-2, count % across :] if down > 1 else []:
-            axes.tick_params(labelbottom=True)
-    return figure, list(grid.flat)[:count]

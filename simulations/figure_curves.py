@@ -1,12 +1,23 @@
 """Figures over rounds: quality, aggregation noise, effective rank."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from simulations import figure_style as style
-from simulations.figure_data import Curve, Series, by_round, curve, number, sentences, summed
+from simulations.figure_data import (
+    Curve,
+    Series,
+    by_round,
+    curve,
+    noise_as_before,
+    not_known,
+    number,
+    sentences,
+    summed,
+)
 from simulations.figure_style import Plot
 from simulations.results import Run
 
@@ -179,15 +190,24 @@ def _over_rounds(
             values = {
                 int(record["round"]): (float(record["round"]), value)
                 for record in run.rounds
-                if (value := number(record.get(key))) is not None
-                and number(record.get("increment_norm")) != 0.0
+                if (value := _known(record, key)) is not None
+                and number(record.get("ideal_change_norm")) != 0.0
             }
-            rows += [[series.name, run.seed, at, value] for at, (_, value) in values.items()]
+            rows += [
+                [series.name, run.seed, at, None if math.isnan(value) else value]
+                for at, (_, value) in values.items()
+            ]
             points.append(values)
-        joined = curve([each for each in points if each])
+        drawn = [each for each in points if any(not math.isnan(y) for _, y in each.values())]
+        joined = curve(drawn)
         if joined is not None:
             found.append((series, joined))
     return found, rows
+
+
+def _known(record: Mapping[str, Any], key: str) -> float | None:
+    """A number; not-a-number, a gap in the line, where the server cannot know it."""
+    return math.nan if key in record and record[key] is None else number(record.get(key))
 
 
 def noise_plot(lineup: Sequence[Series]) -> Plot | None:
@@ -195,7 +215,8 @@ def noise_plot(lineup: Sequence[Series]) -> Plot | None:
     found, rows = _over_rounds([s for s in lineup if not s.personal], "aggregation_noise")
     if not found:
         return None
-    values = [value for _, c in found for value in (*c.low, *c.mean, *c.high)]
+    drawn = (value for _, c in found for value in (*c.low, *c.mean, *c.high))
+    values = [value for value in drawn if not math.isnan(value)]
     positive = [value for value in values if value > 0.0]
     wide = len(found) > style.MANY
     bottom, top = style.decades(min(positive, default=1e-8), max(positive, default=1.0))
@@ -205,9 +226,9 @@ def noise_plot(lineup: Sequence[Series]) -> Plot | None:
     axes = figure.subplots()
     style.make_logarithmic(axes, "y", floor, top)
     caption = (
-        "Distance between the new global model and the exact weighted sum of what the clients "
-        "trained, relative to that sum, on a logarithmic axis: 10⁻⁷ is the rounding of float32, 1 "
-        "is as large as the update itself."
+        "Distance between what the round did to the global model and the ideal change, the "
+        "weighted sum of the clients' changes, relative to the latter, on a logarithmic axis: 10⁻⁷ "
+        "is the rounding of float32, 1 is as large as the change itself."
     )
     if exact:
         axes.axhline(floor, color=style.RULE, linewidth=0.8, linestyle=":")
@@ -222,7 +243,9 @@ def noise_plot(lineup: Sequence[Series]) -> Plot | None:
     return Plot(
         name="aggregation-noise",
         title="Aggregation noise over rounds",
-        caption=sentences(caption, _bands(lineup)),
+        caption=sentences(
+            caption, _bands(lineup), not_known(lineup, "aggregation_noise"), noise_as_before(lineup)
+        ),
         figure=figure,
         columns=["strategy", "seed", "round", "aggregation_noise"],
         rows=rows,
@@ -231,7 +254,7 @@ def noise_plot(lineup: Sequence[Series]) -> Plot | None:
 
 
 def effective_rank_plot(lineup: Sequence[Series]) -> Plot | None:
-    """In how many directions each round's sum of updates goes."""
+    """In how many directions each round's ideal change goes."""
     found, rows = _over_rounds(lineup, "effective_rank")
     if not found:
         return None
@@ -240,13 +263,16 @@ def effective_rank_plot(lineup: Sequence[Series]) -> Plot | None:
     for series, joined in found:
         _draw_curve(axes, series, joined)
     style.whole_numbers(axes.xaxis)
-    axes.set(xlabel="round", ylabel="effective rank of the increment")
+    axes.set(xlabel="round", ylabel="effective rank of the ideal change")
     return Plot(
         name="effective-rank",
-        title="Effective rank of each round's increment",
-        caption="In how many directions the weighted sum of the clients' updates goes: the "
-        "exponential of the entropy of its singular values, averaged over modules. "
-        + _bands(lineup),
+        title="Effective rank of each round's change",
+        caption=sentences(
+            "In how many directions the weighted sum of the clients' changes goes: the exponential "
+            "of the entropy of its singular values, averaged over modules.",
+            _bands(lineup),
+            not_known(lineup, "effective_rank"),
+        ),
         figure=figure,
         columns=["strategy", "seed", "round", "effective_rank"],
         rows=rows,

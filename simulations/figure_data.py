@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapters.errors import listing
 from simulations.figure_style import HUES, REFERENCE
 from simulations.results import CENTRAL, LOCAL, REFERENCES, Run
 from strategies.registry import STRATEGIES, make_strategy
@@ -191,6 +192,47 @@ def ranks(runs: Sequence[Run]) -> dict[str, int]:
             name = str(client.get("client", "?"))
             found[name] = max(found.get(name, 0), int(rank))
     return found
+
+
+def change_norms(run: Run) -> dict[str, dict[int, float]]:
+    """Client -> round -> the size of its change, where the server knows it."""
+    found: dict[str, dict[int, float]] = {}
+    for record in run.rounds:
+        for client in record.get("clients") or []:
+            size = number(client.get("change_norm"))
+            if size is not None:
+                found.setdefault(str(client.get("client", "?")), {})[int(record["round"])] = size
+    return found
+
+
+def not_known(lineup: Sequence[Series], key: str) -> str:
+    """A sentence that names the strategies with rounds in which the server cannot know this key.
+
+    There the record holds null; a record without the key says nothing about it.
+    """
+    named = [
+        series.title
+        for series in lineup
+        if any(_is_null(r, key) for run in series.drawn for r in run.rounds)
+    ]
+    return f"Not known to the server, and so not drawn: {listing(named, limit=8)}." if named else ""
+
+
+def _is_null(record: Mapping[str, Any], key: str) -> bool:
+    value = record.get(key, 0)
+    return value is None or (isinstance(value, Mapping) and None in value.values())
+
+
+def noise_as_before(lineup: Sequence[Series]) -> str:
+    """A sentence that names the strategies whose noise an earlier Bouquet wrote; mostly empty."""
+    named = [series.title for series in lineup if any(r.noise_as_before for r in series.drawn)]
+    if not named:
+        return ""
+    return (
+        f"The noise of {listing(named, limit=8)} was written by an earlier version of Bouquet: it "
+        "is relative to all that the clients held after training, what they began from included, "
+        "and no round's change. It does not compare with the noise of newer runs."
+    )
 
 
 def _clients(runs: Sequence[Run]) -> Iterator[Mapping[str, Any]]:

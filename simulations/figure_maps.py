@@ -18,6 +18,7 @@ from simulations.figure_data import (
     Series,
     last_with,
     mean_over_runs,
+    not_known,
     number,
     over_seeds,
     ranks,
@@ -29,14 +30,13 @@ ABOUT_MODULES = {
     "module_noise": (
         "noise-of-modules",
         "Aggregation noise of each module",
-        "How far each module of the global model is from the exact weighted sum after the last "
-        "round, relative to that sum.",
+        "How far the last round's change of each module is from the ideal one, relative to it.",
     ),
     "module_distribution_noise": (
         "missed-by-clients",
         "What clients of low rank miss of each module",
         "The part of what the next round starts from that lies beyond a client's rank, relative "
-        "to the round's exact sum, averaged over clients by weight.",
+        "to the round's ideal change, averaged over clients by weight.",
     ),
 }
 SLANTED: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
@@ -50,11 +50,11 @@ def module_map(lineup: Sequence[Series], key: str) -> Plot | None:
         found = []
         for run in series.drawn:
             record = last_with(run, key) or {}
-            if series.personal or number(record.get("increment_norm")) == 0.0:
+            if series.personal or number(record.get("ideal_change_norm")) == 0.0:
                 continue
             values = {
                 str(name): value
-                for name, raw in record.get(key, {}).items()
+                for name, raw in (record.get(key) or {}).items()
                 if (value := number(raw)) is not None
             }
             rows += [
@@ -106,6 +106,7 @@ def module_map(lineup: Sequence[Series], key: str) -> Plot | None:
             f"Rows are modules{across}; the colour is logarithmic, stronger is more.",
             "Clear is exactly zero." if len(zeros) else "",
             over_seeds(lineup),
+            not_known(lineup, key),
         ),
         figure=figure,
         columns=["strategy", "seed", "round", "module", key],

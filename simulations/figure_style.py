@@ -118,6 +118,22 @@ def new_figure(width: float = HALF, height: float = 3.6) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def panels(
+    count: int, across: int, height: float, share_x: bool = False, share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """So many small axes, row by row."""
+    across = min(across, count)
+    down = math.ceil(count / across)
+    figure = new_figure(WIDE if count > 2 else HALF, down * height + 0.4)
+    grid = figure.subplots(down, across, squeeze=False, sharex=share_x, sharey=share_y)
+    for axes in list(grid.flat)[count:]:
+        axes.set_visible(False)
+    if share_x and count % across:
+        for axes in grid[-2, count % across :] if down > 1 else []:
+            axes.tick_params(labelbottom=True)
+    return figure, list(grid.flat)[:count]
+
+
 def write_png(figure: Figure, path: Path, names: Sequence[str]) -> None:
     """The figure on white, with the legend that the page has at its top.
 

@@ -3,15 +3,24 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from simulations.figure_bars import bytes_plot, clients_plot, seconds_plot
+from simulations.figure_change import change_plot
 from simulations.figure_curves import ABSCISSAS, effective_rank_plot, noise_plot, quality_plot
 from simulations.figure_data import Series
 from simulations.figure_maps import module_map, similarity_plot
 from simulations.figure_spectrum import spectrum_plot
 from simulations.figure_style import Plot
 
-QUALITY, NOISE, RANK, CLIENTS, COST = "quality", "noise", "rank", "clients", "cost"
+QUALITY, CHANGE, NOISE, RANK, CLIENTS, COST = (
+    "quality",
+    "change",
+    "noise",
+    "rank",
+    "clients",
+    "cost",
+)
 SECTIONS = {
     QUALITY: "How good the models are",
+    CHANGE: "How far training moves",
     NOISE: "What aggregation loses",
     RANK: "What the adapters look like",
     CLIENTS: "How the clients fare",
@@ -30,6 +39,7 @@ def all_plots(lineup: Sequence[Series]) -> Iterator[tuple[str, Plot]]:
         (QUALITY, _quality("held_out_macro_f1", "rounds")),
         *((QUALITY, _quality("held_out_loss", x)) for x in ABSCISSAS),
         (QUALITY, _quality("client_held_out_loss", "rounds")),
+        (CHANGE, change_plot),
         (NOISE, _quality("loss_before_aggregation", "rounds")),
         (NOISE, noise_plot),
         (NOISE, lambda found: module_map(found, "module_noise")),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from settings.keys import Value, read_assignment
+from settings.keys import Value, as_assignment, read_assignment
 from settings.run import parse_ranks
 from strategies.registry import STRATEGIES
 
@@ -135,6 +135,8 @@ KEYS = {
     "seed": "seed",
 }
 """The parameter of a command -> the key that it sets."""
+FLAGS = {"learning_rate": "--lr"}
+"""The parameter of a command -> its option, where that has another name."""
 
 
 def job_layer(parameters: Mapping[str, Any]) -> dict[str, Value]:
@@ -149,6 +151,22 @@ def job_layer(parameters: Mapping[str, Any]) -> dict[str, Value]:
     if "lora.rank" in layer and "clients.count" not in layer:
         layer |= _as_many_clients_as_ranks(layer["lora.rank"])
     return layer | dict(read_assignment(text) for text in parameters.get("set_") or [])
+
+
+def as_options(values: Mapping[str, Value]) -> list[str]:
+    """These keys as a person gives them to a command; `job_layer` reads them back.
+
+    >>> as_options({"lora.rank": "8,4", "clients.count": 2, "local.batch-size": 4})
+    ['--clients', '2', '--ranks', '8,4', '--set', 'local.batch-size=4']
+    """
+    options: list[str] = []
+    for name, key in KEYS.items():
+        if key in values:
+            options += [FLAGS.get(name, f"--{name.replace('_', '-')}"), str(values[key])]
+    for key, value in values.items():
+        if key not in KEYS.values():
+            options += ["--set", as_assignment(key, value)]
+    return options
 
 
 def _as_many_clients_as_ranks(ranks: str) -> dict[str, Value]:

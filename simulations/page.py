@@ -16,9 +16,9 @@ from markupsafe import Markup, escape
 
 from adapters.errors import BouquetError, listing
 from server.state import write_durably
-from settings.keys import flatten
+from settings.keys import flatten, shown_value
 from settings.run import default_values, parse_ranks, run_settings
-from simulations.figure_data import MARKERS, Series, line_up
+from simulations.figure_data import MARKERS, Series, line_up, noise_as_before
 from simulations.figure_style import HUES, PHASES, Plot, inline_svg, styled, write_png
 from simulations.figures import SECTIONS, all_plots
 from simulations.page_summary import table
@@ -101,10 +101,10 @@ def shown(value: Any) -> str:
     """A cell for people.
 
     >>> shown(3), shown(0.123456789), shown(None), shown("q_proj"), shown(1234567)
-    ('3', '0.12346', '', 'q_proj', '1,234,567')
+    ('3', '0.12346', '-', 'q_proj', '1,234,567')
     """
     if value is None:
-        return ""
+        return "-"
     if isinstance(value, int):
         return f"{value:,}"
     if not isinstance(value, float):
@@ -130,6 +130,7 @@ def _render(
         verdict=verdict(rows, lineup),
         facts=facts(runs, lineup),
         several=several,
+        noise_as_before=noise_as_before(lineup),
         lineup=lineup,
         samples={series.number: _sample(series) for series in lineup},
         columns=columns,
@@ -202,24 +203,13 @@ def settings_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [
         {
             "key": key,
-            "value": text(value),
-            "default": text(defaults[key]) if key in defaults else "",
+            "value": shown_value(value),
+            "default": shown_value(defaults[key]) if key in defaults else "",
             "changed": key not in APART and key in defaults and defaults[key] != value,
         }
         for key, value in common.items()
         if key not in ("output", "resume")
     ]
-
-
-def text(value: Any) -> str:
-    r"""A value of the configuration on one line, as TOML would have it.
-
-    >>> text(True), text(0.006), text("a\nb"), text("")
-    ('true', '0.006', 'a\\nb', '""')
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value).replace("\n", "\\n") or '""'
 
 
 def differences(found: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -228,7 +218,7 @@ def differences(found: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[dict[str
     for key in dict.fromkeys(key for _, values in found for key in values if key not in APART):
         groups: dict[str, list[str]] = {}
         for run, values in found:
-            value = text(values[key]) if key in values else "not there"
+            value = shown_value(values[key]) if key in values else "not there"
             groups.setdefault(value, []).append(run.name)
         if len(groups) > 1:
             named = [

@@ -61,6 +61,10 @@ def _share(value: float) -> str:
     return f"{value:.3f}"
 
 
+def _digits(value: float) -> str:
+    return f"{value:.3g}"
+
+
 def _noise(value: float) -> str:
     return "0" if value == 0.0 else f"{value:.1e}".replace("-", "\N{MINUS SIGN}")
 
@@ -80,7 +84,14 @@ COLUMNS = (
     Column(ACCURACY, "accuracy", _share, -1.0, "Of the global model on held-out examples"),
     Column(MACRO_F1, "macro-F1", _share, -1.0, "Mean over classes"),
     Column(LOSS, "held-out loss", _loss, 1.0, "Of the global model, nats per target"),
-    Column("change", "change", _signed, 0.0, "Of the loss, against the base model"),
+    Column("change", "from base", _signed, 0.0, "The loss less that of the base model"),
+    Column(
+        "mean_change_norm",
+        "size of change",
+        _digits,
+        0.0,
+        "Norm of what a client's training changes in a round, mean over clients and rounds",
+    ),
     Column("client_accuracy_mean", "clients' mean", _share, -1.0, f"Accuracy on {OWN}"),
     Column("worst_client_accuracy", "worst client", _share, -1.0, f"Least accuracy on {OWN}"),
     Column("client_accuracy_deviation", "between clients", _share, 0.0, DEVIATION),
@@ -90,13 +101,19 @@ COLUMNS = (
     Column("bytes_up", "up", human_bytes, 1.0, "All clients, all rounds"),
     Column("bytes_down", "down", human_bytes, 1.0, "All clients, all rounds"),
     Column("seconds", "seconds", seconds, 0.0, "All rounds"),
-    Column("aggregation_noise", "noise", _noise, 0.0, "Aggregation noise of the last round"),
+    Column(
+        "aggregation_noise",
+        "noise",
+        _noise,
+        0.0,
+        "Aggregation noise of the last round, relative to its change",
+    ),
 )
 MOST_BEST = 3
 """Where more share the best value of a column, it says nothing and is not marked."""
 LOSSES_OF_CLIENTS = {"client_loss_mean", "worst_client_loss", "client_loss_deviation"}
 """Left out where there are accuracies."""
-NOT_OF_REFERENCES = ("bytes_up", "bytes_down", "aggregation_noise")
+NOT_OF_REFERENCES = ("bytes_up", "bytes_down", "aggregation_noise", "mean_change_norm")
 
 
 def table(

@@ -124,9 +124,7 @@ def run_reference(
         raise UsageError(f"{name} has nothing to compare: set evaluate.server or evaluate.clients")
     folder = RunFolder(Path(settings.output))
     shutil.rmtree(folder.path, ignore_errors=True)
-    folder.create(settings)
-    config = folder.path / "config.toml"
-    config.write_text(f'{REFERENCE_KEY} = "{name}"\n\n{config.read_text()}')
+    folder.create(settings, {REFERENCE_KEY: name})
     on_phase("evaluating the base")
     began = time.perf_counter()
     bench = open_bench(settings)

@@ -32,8 +32,10 @@ PER_ROUND = (
     "held_out_macro_f1",
     "client_held_out_loss",
     "loss_before_aggregation",
+    "mean_change_norm",
     "aggregation_noise",
-    "increment_norm",
+    "noise_relative_to_model",
+    "ideal_change_norm",
     "effective_rank",
     "global_rank",
     "bytes_up",
@@ -57,6 +59,12 @@ class Run:
     """The records of rounds.jsonl, round 0 first; may be empty."""
     failure: str | None = None
     """Why it was refused or ended early."""
+
+    @property
+    def noise_as_before(self) -> bool:
+        """Whether an earlier Bouquet wrote it, whose noise is relative to the whole model."""
+        trained = [record for record in self.rounds if "aggregation_noise" in record]
+        return any("noise_relative_to_model" not in record for record in trained)
 
 
 @dataclass(frozen=True)
@@ -128,9 +136,27 @@ def read_rounds(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes().split(b"\n")
     try:
-        return [json.loads(line) for line in lines[:-1]]
+        return [as_of_today(json.loads(line)) for line in lines[:-1]]
     except ValueError as error:
         raise BouquetError(f"{path} holds a line that is not JSON: {error}") from error
+
+
+def as_of_today(record: dict[str, Any]) -> dict[str, Any]:
+    """A record under the names of today; those of an earlier Bouquet had others.
+
+    Its clients' `delta_norm` was the norm of their change. Its `increment_norm` was that of all
+    they trained, the start included: no norm of today, unless it was 0. Its aggregation noise
+    stays as it is, see `Run.noise_as_before`.
+    """
+    clients = record.get("clients")
+    if not clients or not all("delta_norm" in client for client in clients):
+        return record
+    renamed = [{**client, "change_norm": client["delta_norm"]} for client in clients]
+    found = {**record, "clients": renamed}
+    found["mean_change_norm"] = statistics.fmean(client["change_norm"] for client in renamed)
+    if record.get("increment_norm") == 0.0:
+        found["ideal_change_norm"] = 0.0
+    return found
 
 
 def last_value(run: Run, key: str) -> Any:
@@ -143,7 +169,8 @@ def final_metrics(run: Run) -> dict[str, float]:
     """The last values of a run and its totals; a key is absent where the run has no such metric.
 
     `worst_client_*`, `client_*_deviation` and `client_*_mean` are over the clients' own held-out
-    parts, each client counting once; bytes and seconds are sums over all rounds.
+    parts, each client counting once; bytes and seconds are sums over all rounds, and
+    `mean_change_norm` is the mean over rounds.
     """
     names = ("train_loss", *PER_ROUND[2:7], "aggregation_noise")
     found = {name: last_value(run, name) for name in names}
@@ -152,6 +179,8 @@ def final_metrics(run: Run) -> dict[str, float]:
         name: sum(record.get(name, 0) for record in trained)
         for name in ("bytes_up", "bytes_down", "seconds")
     }
+    changes = [r["mean_change_norm"] for r in trained if r.get("mean_change_norm") is not None]
+    found["mean_change_norm"] = statistics.fmean(changes) if changes else None
     found["bytes"] = found["bytes_up"] + found["bytes_down"]
     found["rounds"] = max((record["round"] for record in run.rounds), default=0)
     clients = last_value(run, "client_held_out") or []

@@ -1,6 +1,5 @@
 """`bouquet simulate`: one federation on this machine, watched in the terminal."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,7 +102,7 @@ def run_simulation(settings: RunSettings, central: bool) -> None:
                 reference = central_reference(settings, rounds, display.folder)
     except KeyboardInterrupt:
         if display.folder is not None:
-            command = shlex.join(["bouquet", "simulate", "--resume", str(display.folder)])
-            console.print(f"\nstopped; go on with: {command}", soft_wrap=True, markup=False)
+            advice = display.how_to_go_on(display.folder)
+            console.print(f"\nstopped; {advice}", soft_wrap=True, markup=False)
         raise
     print_summary(console, settings, display.folder, rounds, reference)

@@ -1,17 +1,27 @@
 """The end of a simulation: base, federated and central side by side, and what to do next."""
 
+import json
 import math
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from settings.run import RunSettings
+from settings.keys import flatten
+from settings.run import EMBEDDED, RunSettings, parse_ranks, run_settings
 from settings.units import human_bytes
 from simulations.display import shown
+from simulations.job_options import as_options
+
+DECIDE_DEFAULTS = ("task", "model.path", "data.path", "data.evaluation")
+"""What the defaults of other keys depend on."""
+OF_ONE_RUN = ("strategy.name", "start.policy", "output", "resume")
+"""What a comparison sets for each of its runs, or what another strategy would refuse."""
 
 
 def comparison(
@@ -74,16 +84,102 @@ def print_summary(
         + (f"; {failures} replies excluded, see rounds.jsonl" if failures else "")
         + "[/]"
     )
-    other = "zero-padding" if settings.strategy.name != "zero-padding" else "flora-warm"
     console.print("\n[bold]Next[/]")
-    hints = [
-        (f"less {folder}/rounds.jsonl", "every number of every round"),
-        (f"bouquet simulate --resume {folder} --rounds {settings.rounds + 2}", "two rounds more"),
-        (f"bouquet compare -s {settings.strategy.name},{other}", "several side by side"),
+    for meaning, lines in next_steps(settings, folder):
+        console.print(f"  [dim]{meaning}[/]")
+        for line in lines:
+            console.print(f"    [cyan]{escape(line)}[/]", soft_wrap=True)
+
+
+def next_steps(settings: RunSettings, folder: Path) -> list[tuple[str, list[str]]]:
+    """What a person may do with the run in this folder: in words, and as lines to paste."""
+    place = shown_path(folder)
+    other = "zero-padding" if settings.strategy.name != "zero-padding" else "flora-warm"
+    compared = f"{settings.strategy.name},{other}"
+    longer = ["--resume", place, "--rounds", str(settings.rounds + 2)]
+    steps = [
+        ("every number of every round", [shlex.join(["less", f"{place}/rounds.jsonl"])]),
+        ("two rounds more", [shlex.join(["bouquet", "simulate", *longer])]),
+        (
+            "the same job under several strategies, side by side",
+            [shlex.join(["bouquet", "compare", "-s", compared, *job_of(settings)])],
+        ),
     ]
     if (folder / "adapter").is_dir():
-        use = f'PeftModel.from_pretrained(base, "{folder}/adapter")'
-        hints.append((use, "use the adapter in Python"))
-    width = max(len(command) for command, _ in hints)
-    for command, meaning in hints:
-        console.print(f"  [cyan]{command:<{width}}[/]  [dim]{meaning}[/]", soft_wrap=True)
+        steps.append(("use the adapter in Python", python_lines(settings, folder)))
+    return steps
+
+
+def job_of(settings: RunSettings) -> list[str]:
+    """The options with which `bouquet compare` does the job of these settings.
+
+    All that differs from what the same model and data get by default, but what a strategy alone
+    decides.
+    """
+    values = flatten(settings)
+    defaults = flatten(run_settings({key: values[key] for key in DECIDE_DEFAULTS}))
+    given = flatten(run_settings())
+    carried = {
+        key: shown_path(value) if key.endswith(".path") or key == "data.evaluation" else value
+        for key, value in values.items()
+        if key not in OF_ONE_RUN
+        and value != (given if key in DECIDE_DEFAULTS else defaults).get(key)
+    }
+    ranks = parse_ranks(settings.lora.rank)
+    if "lora.rank" in carried and len(ranks) > 1:  # a list of ranks says how many clients
+        carried["clients.count"] = settings.clients.count
+        if len(ranks) == settings.clients.count:
+            del carried["clients.count"]
+    return as_options(carried)
+
+
+def python_lines(settings: RunSettings, folder: Path) -> list[str]:
+    """Python that loads the run's global model, as the run itself had it."""
+    from tasks.base_model import embedded_model_path
+    from tasks.classification import label_names
+    from tasks.examples import CLASSIFICATION
+
+    own = settings.model.path != EMBEDDED
+    base = json.dumps(shown_path(settings.model.path if own else embedded_model_path()))
+    adapter = json.dumps(f"{shown_path(folder)}/adapter")
+    classifies = settings.task == CLASSIFICATION
+    auto = f"AutoModelFor{'SequenceClassification' if classifies else 'CausalLM'}"
+    options = f'dtype="{settings.model.dtype}"'
+    if settings.model.trust_remote_code:
+        options += ", trust_remote_code=True"
+    lines = [
+        "from peft import PeftModel",
+        f"from transformers import {auto}{', AutoTokenizer' if classifies else ''}",
+    ]
+    if classifies:  # a decoder judges the last token that is none of padding
+        lines += [
+            f"tokenizer = AutoTokenizer.from_pretrained({base})",
+            "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
+        ]
+        options += ", pad_token_id=tokenizer.pad_token_id, ignore_mismatched_sizes=True"
+        if (folder / "adapter" / "labels.json").is_file():
+            lines[:0] = ["import json", "from pathlib import Path"]
+            lines += [
+                f'classes = Path({adapter}, "labels.json").read_text("utf-8")',
+                'labels = json.loads(classes)["label2id"]',
+                "names = {number: label for label, number in labels.items()}",
+            ]
+            options += ", id2label=names, label2id=labels"
+        else:
+            options += f", num_labels={len(label_names(settings.data, settings.task))}"
+    return [
+        *lines,
+        f"base = {auto}.from_pretrained({base}, {options})",
+        f"model = PeftModel.from_pretrained(base, {adapter})",
+    ]
+
+
+def shown_path(path: object) -> str:
+    """A path as a person in this folder would write it: what lies below begins here.
+
+    What is no absolute path stays as it is, such as a hub id.
+    """
+    text = str(path)
+    if Path(text).is_absolute() and Path(text).is_relative_to(Path.cwd()):
+        return str(Path(text).relative_to(Path.cwd()))
+    return text

@@ -1,10 +1,9 @@
 """The methods by name, and the one place where a name becomes a Strategy."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from adapters.errors import UsageError, listing
+from adapters.errors import UsageError, listing, nearest
 from strategies.fedavg import FedAvg
 from strategies.fedex_lora import FedExLora
 from strategies.fedsa_lora import FedSaLora
@@ -74,7 +73,7 @@ def make_strategy(name: str, options: Options | None = None) -> Strategy:
     False
     """
     if name not in STRATEGIES:
-        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+        near = nearest(name, STRATEGIES)
         hint = f"; the nearest is {near[0]}" if near else ""
         raise UsageError(f"strategy must be one of {', '.join(STRATEGIES)}; got {name!r}{hint}")
     options = options or Options()

@@ -225,7 +225,14 @@ def find_columns(table: Table, data: DataSettings, task: str) -> Columns:
 
     Raises UsageError for one that is not there, with the nearest name.
     """
-    group = data.field if _goes_by_field(data) else ""
+    deals_by_field = data.partition in ("dirichlet", "natural")
+    group = data.field if deals_by_field else ""
+    if deals_by_field and not group:
+        raise UsageError(
+            f"data.field names no field: data.partition={data.partition} deals by the values of "
+            f"one. Choose among those of {table.file}, {listing(table.columns)} "
+            "(--set data.field=NAME), or set data.partition=iid"
+        )
     if task == CLASSIFICATION:
         columns = Columns(prompt=data.text or data.prompt, label=data.label, group=group)
         return _checked(columns, table, data, task)
@@ -249,10 +256,6 @@ def find_columns(table: Table, data: DataSettings, task: str) -> Columns:
     if data.response == "response" and "response" not in there and {prompt, "completion"} <= there:
         plain = replace(plain, response="completion", found="responses in field completion")
     return _checked(plain, table, data, task)
-
-
-def _goes_by_field(data: DataSettings) -> bool:
-    return data.partition == "dirichlet" or (data.partition == "natural" and data.field != "")
 
 
 def _checked(columns: Columns, table: Table, data: DataSettings, task: str) -> Columns:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from adapters.errors import UsageError
 from server.attendance import call_roster
@@ -107,6 +107,24 @@ def test_clients_of_one_name_are_told_apart() -> None:
         return reply
 
     assert list(call(same).ranks) == ["oslo@2", "oslo@3", "bergen"]
+
+
+def test_no_word_of_a_client_is_obeyed_by_a_terminal() -> None:
+    escape = "\x1b[2J\x07"
+
+    def rude(client: int, message: Message, reply: Message) -> Message:
+        if client == 0:
+            words = {"client": f"oslo{escape}", "reason": f"bad{escape}" + "!" * 10_000}
+            return Message(RecordDict({"failure": ConfigRecord(words)}), reply_to=message)
+        site_of(reply)["client"] = f"bergen{escape}{client}"
+        return reply
+
+    roster = call(rude)
+    assert list(roster.ranks) == [r"bergen\x1b[2J\x071", r"bergen\x1b[2J\x072"]
+    ((name, reason),) = roster.left_out.items()
+    assert name == r"oslo\x1b[2J\x07"
+    assert reason.startswith(r"bad\x1b[2J\x07!!!")
+    assert len(reason) < 600
 
 
 def test_nobody_is_an_error_with_the_reasons() -> None:

@@ -111,6 +111,17 @@ def test_when_no_state_is_whole_the_error_names_each(tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
+def test_a_state_of_another_version_is_refused_and_can_still_be_read(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save_state(some_state(1), run / "state")
+    manifest = run / "state" / "round-0001" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(FORMAT, "bouquet-state-1"))
+    with pytest.raises(UsageError, match="cannot be resumed: begin a new run") as caught:
+        load_state(run / "state")
+    assert f"bouquet report {run}, bouquet status {run}" in str(caught.value)
+    assert "'bouquet-state-1'" in str(caught.value)
+
+
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> None:
     """A limit on the size of files makes the kernel refuse the write, as a full disk does."""
     folder = tmp_path / "run" / "state"
@@ -127,7 +138,9 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert f"--resume {tmp_path / 'run'}" in str(caught.value)
+    assert f"flwr run command again: with resume=true and output={tmp_path / 'run'}" in str(
+        caught.value
+    )
     assert [path.name for path in folder.iterdir()] == ["round-0001"]
     assert_same(load_state(folder), some_state(1))
 

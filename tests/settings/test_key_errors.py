@@ -25,6 +25,8 @@ from settings.run import (
     parse_ranks,
     run_settings,
 )
+from settings.site import parse_site
+from settings.synonyms import SYNONYMS
 
 KEYS = {name: (kind, rule) for name, kind, rule in walk(RunSettings)}
 BOUNDED = {name: rule for name, (kind, rule) in KEYS.items() if kind in (int, float)}
@@ -44,6 +46,23 @@ def refusal(name: str, value: Value) -> str:
         ("lora.ranks", "lora.rank"),
         ("local.learning_rate", "local.learning-rate"),
         ("round", "rounds"),
+        ("local.lr", "local.learning-rate"),
+        ("lr", "local.learning-rate"),
+        ("training.lr", "local.learning-rate"),
+        ("lora.r", "lora.rank"),
+        ("lora.lora_alpha", "lora.alpha"),
+        ("local.batch_size", "local.batch-size"),
+        ("Batch_Size", "local.batch-size"),
+        ("local.per_device_train_batch_size", "local.batch-size"),
+        ("data.max-length", "data.context"),
+        ("data.max_seq_length", "data.context"),
+        ("data.eval", "data.evaluation"),
+        ("data.eval-data", "data.evaluation"),
+        ("data.output", "data.response"),
+        ("num_rounds", "rounds"),
+        ("num-server-rounds", "rounds"),
+        ("num_clients", "clients.count"),
+        ("clients.fraction_fit", "clients.fraction"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_known_one(typed: str, near: str) -> None:
@@ -52,6 +71,36 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(typed: str, near: st
         f"unknown configuration key {typed!r}; the nearest known key is {near}."
     )
     assert "`bouquet options`" in message
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("model.load-in-4bit", "model.quantization=nf4"),
+        ("load_in_8bit", "model.quantization=int8"),
+        ("local.bf16", "local.precision=bfloat16"),
+    ],
+)
+def test_a_switch_of_another_program_is_named_as_a_value(typed: str, meant: str) -> None:
+    message = refusal(typed, True)
+    assert f"unknown configuration key {typed!r}; what says that here is {meant}." in message
+    run_settings(dict([read_assignment(meant)]))
+
+
+def test_a_synonym_leads_to_a_key_and_is_none_itself() -> None:
+    for typed, meant in SYNONYMS.items():
+        assert typed not in KEYS
+        assert meant.partition("=")[0] in KEYS
+        assert typed == typed.lower().replace("_", "-")
+        assert f" {meant}." in unknown_key(typed, list(KEYS))
+
+
+def test_a_site_is_told_of_its_own_keys_only() -> None:
+    with pytest.raises(UsageError, match=r"'data_path'; the nearest known key is data-path\."):
+        parse_site({"data_path": "a.jsonl"})
+    with pytest.raises(UsageError) as caught:
+        parse_site({"lr": 1})
+    assert "local" not in str(caught.value)
 
 
 def test_a_key_near_to_none_gets_no_hint() -> None:
@@ -99,6 +148,14 @@ def test_no_number_may_be_nan_or_infinite(name: str, value: float) -> None:
     assert refusal(name, value).startswith(f"{name} must be ")
 
 
+def plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def test_a_large_bound_is_written_out() -> None:
+    assert "at most 2147483648" in refusal("seed", 2**31 + 1)
+
+
 @pytest.mark.parametrize("name", BOUNDED)
 def test_a_number_beyond_its_bounds_is_refused_and_its_bound_is_not(name: str) -> None:
     kind, rule = KEYS[name]
@@ -111,7 +168,7 @@ def test_a_number_beyond_its_bounds_is_refused_and_its_bound_is_not(name: str) -
         assert f"above {rule.above:g}" in refusal(name, kind(rule.above))
         assert run_settings({name: kind(rule.above + step)})
     if rule.at_most is not None:
-        assert f"at most {rule.at_most:g}" in refusal(name, kind(rule.at_most + step))
+        assert f"at most {plain(rule.at_most)}" in refusal(name, kind(rule.at_most + step))
         assert run_settings({name: kind(rule.at_most)})
 
 

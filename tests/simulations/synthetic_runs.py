@@ -79,6 +79,8 @@ def synthetic_run(
         down = [
             sum(own_ranks) * 72_000 * (at - 1) if grows else rank * 72_000 for rank in own_ranks
         ]
+        size = 4.0 + 2.0 * np.sin(kind * 0.9) + (9.0 if name == "frlora" else 0.0)
+        moved = [float(size * np.exp(rng.normal(0.0, 0.15)) / at**0.3) for _ in names]
         seconds = {
             "train_seconds": float(rng.uniform(9, 11)),
             "aggregate_seconds": float(rng.uniform(0.1, 3.0)),
@@ -91,8 +93,10 @@ def synthetic_run(
                 "train_loss": float(base - 0.1 - depth * at / rounds),
                 **quality(at / rounds),
                 **({} if personal else {"loss_before_aggregation": base - depth * at / rounds}),
-                "aggregation_noise": noise,
-                "increment_norm": 1.0 / at,
+                "mean_change_norm": None if personal else float(np.mean(moved)),
+                "aggregation_noise": None if personal else noise,
+                "noise_relative_to_model": None if personal else noise / at,
+                "ideal_change_norm": None if personal else 0.7 * float(np.mean(moved)),
                 "effective_rank": float(20 + 3 * kind - at + rng.normal()),
                 "global_rank": sum(own_ranks) * at if grows else 8,
                 "bytes_up": sum(up),
@@ -100,15 +104,24 @@ def synthetic_run(
                 **seconds,
                 "seconds": sum(seconds.values()) + 0.4,
                 "clients": [
-                    {"client": c, "rank": r, "weight": 1 / clients, "bytes_up": u, "bytes_down": d}
-                    for c, r, u, d in zip(names, own_ranks, up, down, strict=True)
+                    {
+                        "client": c,
+                        "rank": r,
+                        "weight": 1 / clients,
+                        "change_norm": None if personal else m,
+                        "bytes_up": u,
+                        "bytes_down": d,
+                    }
+                    for c, r, m, u, d in zip(names, own_ranks, moved, up, down, strict=True)
                 ],
                 "cosine": np.round(cosine, 4).tolist(),
                 "failures": [{"client": "client-03", "reason": "reply was late"}]
                 if at == 2 and kind == 1
                 else [],
                 "module_noise": {
-                    layer: noise * float(np.exp(rng.normal(0.1 * (k % 4), 0.3)))
+                    layer: None
+                    if personal
+                    else noise * float(np.exp(rng.normal(0.1 * (k % 4), 0.3)))
                     for k, layer in enumerate(layers)
                 },
                 "module_distribution_noise": {

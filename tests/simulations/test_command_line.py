@@ -30,6 +30,22 @@ def test_a_run_prints_each_round_and_writes_its_folder(
     assert "bouquet simulate --resume runs/try --rounds 4" in out
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[]"])
+def test_a_damaged_reference_is_computed_again(
+    bouquet: Run, small_job: list[str], tmp_path: Path, damage: str
+) -> None:
+    assert bouquet(*small_job, "--output", "try", "--central", "--rounds", "1")[0] == 0
+    path = tmp_path / "try" / "central.json"
+    before = json.loads(path.read_text())
+    path.write_text(damage)
+    code, out, _ = bouquet("simulate", "--resume", "try", "--central")
+    assert code == 0
+    again = json.loads(path.read_text())
+    assert again["held_out_loss"] == before["held_out_loss"]
+    assert f"{before['held_out_loss']:.4f}" in out
+    assert not list(path.parent.glob(".writing-*"))
+
+
 def test_runs_without_output_are_numbered(
     bouquet: Run, small_job: list[str], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """The page of a comparison: complete, self-contained, true to the records, safe against names."""
 
 import csv
+import math
 import re
 import shutil
 import subprocess
@@ -132,7 +133,13 @@ def test_each_figure_has_its_files_and_its_numbers_in_the_page(
     page = Page(path)
     names = [found.removeprefix("figure-") for found in page.ids if found.startswith("figure-")]
     assert {"loss-rounds", "loss-bytes", "loss-seconds", "client-loss-rounds"} <= {*names}
-    assert {"aggregation-noise", "noise-of-modules", "rank-spectrum", "effective-rank"} <= {*names}
+    assert {
+        "change",
+        "aggregation-noise",
+        "noise-of-modules",
+        "rank-spectrum",
+        "effective-rank",
+    } <= {*names}
     assert {"clients-loss", "client-similarity", "bytes", "seconds"} <= {*names}
     for name in names:
         assert (path.parent / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -171,6 +178,70 @@ def test_the_numbers_of_figures_are_those_of_the_records(
     for row in (row for row in last if row["strategy"] in STRATEGIES):
         own = [records[row["strategy"], row["seed"], str(at)] for at in (1, 2, 3)]
         assert float(row["bytes_so_far"]) == sum(r["bytes_up"] + r["bytes_down"] for r in own)
+
+
+def test_the_size_of_change_stands_beside_the_loss_and_is_drawn_for_each_client(
+    compared: tuple[Path, list[Run]],
+) -> None:
+    path, runs = compared
+    rows = rows_of(path, "change")
+    records = {(r.name, str(r.seed), str(x["round"])): x for r in runs for x in r.rounds}
+    for row in rows:
+        record = records[row["strategy"], row["seed"], row["round"]]
+        sizes = {client["client"]: client["change_norm"] for client in record["clients"]}
+        sizes["mean"] = record["mean_change_norm"]
+        assert float(row["change_norm"]) == sizes[row["client"]]
+    assert {row["client"] for row in rows} == {*(f"client-{k:02d}" for k in range(4)), "mean"}
+    assert {row["strategy"] for row in rows} == {*STRATEGIES} - {"fedsa-lora", "fedavg"}
+    page = Page(path)
+    assert re.search(r"held-out loss from base size of change clients' mean", page.text)
+    means = [[x["mean_change_norm"] for x in r.rounds[1:]] for r in runs if r.name == "flora"]
+    assert f"{sum(map(sum, means)) / 6:.3g}" in page.text  # two seeds of three rounds
+
+
+def test_many_clients_are_a_range_and_not_many_lines(tmp_path: Path) -> None:
+    few = write_report(tmp_path / "few", make_runs(tmp_path, ["flora"], 1, clients=40))
+    many = write_report(tmp_path / "many", make_runs(tmp_path, ["flora"], 1, clients=41))
+    words = "Of more than 40 clients the shade is the range."
+    assert words not in Page(few).text
+    assert words in Page(many).text
+
+
+def test_what_the_server_cannot_know_is_a_gap_and_no_zero(tmp_path: Path) -> None:
+    run = make_runs(tmp_path, ["flora"], 1, rounds=5, state=False)[0]
+    unknown = {"aggregation_noise": None, "mean_change_norm": None, "effective_rank": None}
+    rounds = [{**r, **unknown} if r["round"] == 3 else r for r in run.rounds]
+    path = write_report(tmp_path, [replace(run, rounds=rounds)])
+    note = "Not known to the server, and so not drawn: FLoRA."
+    assert Page(path).text.count(note) == 3
+    for name in ("aggregation-noise", "effective-rank"):
+        rows = rows_of(path, name)
+        assert [row[name.replace("-", "_")] == "" for row in rows] == [
+            *(False, False, True, False, False)
+        ]
+    from simulations.figure_change import change_plot
+    from simulations.figure_curves import effective_rank_plot, noise_plot
+
+    for make, part in ((noise_plot, "line"), (effective_rank_plot, "line"), (change_plot, "mean")):
+        plot = make(line_up([replace(run, rounds=rounds)]))
+        assert plot is not None
+        (axes,) = plot.figure.axes
+        (line,) = (each for each in axes.lines if str(each.get_gid()).endswith(f"-{part}"))
+        drawn = dict(zip(*(line.get_data()[k].tolist() for k in (0, 1)), strict=True))
+        assert [at for at in range(1, 6) if math.isnan(drawn[at])] == [3]
+    assert "<td>-</td>" in path.read_text()
+    nothing = [{**r, **unknown} if r["round"] else r for r in run.rounds]
+    everywhere = Page(write_report(tmp_path / "none", [replace(run, rounds=nothing)]))
+    assert "figure-aggregation-noise" not in everywhere.ids
+
+
+def test_a_run_of_an_earlier_bouquet_says_that_its_noise_is_another(tmp_path: Path) -> None:
+    new, run = make_runs(tmp_path, ["rbla", "flora"], 1, state=False)
+    gone = ("noise_relative_to_model",)
+    rounds = [{k: v for k, v in r.items() if k not in gone} for r in run.rounds]
+    page = Page(write_report(tmp_path, [new, replace(run, rounds=rounds)]))
+    assert page.text.count("The noise of FLoRA was written by an earlier version of Bouquet") >= 2
+    assert "earlier version" not in Page(write_report(tmp_path / "new", [new])).text
 
 
 def test_one_run_makes_a_page_without_words_of_comparison(tmp_path: Path) -> None:

@@ -117,6 +117,34 @@ def test_the_summary_is_over_whole_runs_and_the_best_comes_first() -> None:
     assert rows[2].metrics["client_loss_mean"].deviation == 0.0
 
 
+def test_the_mean_change_is_over_rounds_and_missing_where_nobody_knows_it() -> None:
+    run = run_of(
+        "flora",
+        0,
+        record(0),
+        record(1, mean_change_norm=4.0),
+        record(2, mean_change_norm=2.0, aggregation_noise=None),
+    )
+    assert final_metrics(run)["mean_change_norm"] == 3.0
+    unknown = final_metrics(run_of("fedsa-lora", 0, record(1, mean_change_norm=None)))
+    assert "mean_change_norm" not in unknown
+
+
+def test_a_folder_of_an_earlier_bouquet_is_read(tmp_path: Path) -> None:
+    clients = [{"client": "a", "delta_norm": 3.0}, {"client": "b", "delta_norm": 5.0}]
+    old = {"aggregation_noise": 0.1, "increment_norm": 9.0, "clients": clients}
+    folder = written(tmp_path / "old", record(0), record(1, **old))
+    run = read_run(folder)
+    assert run.noise_as_before
+    assert [client["change_norm"] for client in run.rounds[1]["clients"]] == [3.0, 5.0]
+    assert run.rounds[1]["mean_change_norm"] == 4.0
+    assert "ideal_change_norm" not in run.rounds[1]  # another number, of all that was trained
+    still = written(tmp_path / "still", record(1, **{**old, "increment_norm": 0.0}))
+    assert read_run(still).rounds[0]["ideal_change_norm"] == 0.0
+    new = {"aggregation_noise": 0.1, "noise_relative_to_model": 0.05}
+    assert not read_run(written(tmp_path / "new", record(1, **new))).noise_as_before
+
+
 def test_accuracy_decides_where_there_is_one() -> None:
     rows = summary_rows(
         [

@@ -298,6 +298,18 @@ def test_a_missing_field_to_deal_by_is_the_partitions_fault(partition: str, tmp_
         read_examples(data_at(tmp_path / "rows.jsonl", partition=partition, field="kin"))
 
 
+def test_a_partition_without_a_field_says_so_and_names_the_fields(
+    partition: str, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    expected = (
+        f"data.field names no field: data.partition={partition} deals by the values of one. Choose "
+        f"among those of {tmp_path}/rows.jsonl, prompt, response, kind (--set "
+    )
+    with pytest.raises(UsageError, match=re.escape(expected)):
+        read_examples(data_at(tmp_path / "rows.jsonl", partition=partition))
+
+
 def test_the_partition_field_is_not_asked_for_where_nothing_goes_by_it(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     examples = read_examples(data_at(tmp_path / "rows.jsonl", field="nothing", partition="iid"))

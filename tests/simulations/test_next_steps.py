@@ -1,0 +1,119 @@
+"""What a run prints under "Next" does what it says, pasted as it stands."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from server.run_folder import read_config
+from settings.run import run_settings
+from simulations.comparison_folder import load_comparison
+from simulations.summary import OF_ONE_RUN, job_of
+from tasks.partition import global_held_out
+from tests.simulations.conftest import Run
+from tests.tiny_models import save_bert, save_gpt2, save_llama
+
+# PEFT 0.21 asks transformers 5 for an attribute by its old name.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),  # Conv1D
+]
+LABELS = ("bad", "good", "so, so")
+
+
+def steps_of(out: str) -> dict[str, list[str]]:
+    """Words -> the lines below them."""
+    found: dict[str, list[str]] = {}
+    meaning = ""
+    for line in out[out.index("\nNext\n") + 6 :].splitlines():
+        if line.startswith("    "):
+            found[meaning].append(line[4:])
+        else:
+            meaning = line.strip()
+            found[meaning] = []
+    return found
+
+
+def executed(lines: list[str]) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    return names
+
+
+def test_the_printed_comparison_does_the_runs_job(
+    bouquet: Run, tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "it's mine.jsonl"
+    data.write_text(tiny_data.read_text())
+    code, out, err = bouquet(
+        *("simulate", "--model", tiny_model, "--data", data.name, "--ranks", "4,2", "-o", "a run"),
+        *("--rounds", "1", "--steps", "1", "--lr", "0.01", "--partition", "natural", "-s", "rbla"),
+        *("--set", "data.field=topic", "--set", "data.context=40", "--set", "local.batch-size=2"),
+        *("--set", "data.template=Q: {prompt}\n", "--set", "lora.alpha=8"),
+    )
+    assert (code, err) == (0, "")
+    steps = steps_of(out)
+    line = steps["the same job under several strategies, side by side"]
+    command = shlex.split(line[0])
+    assert command[:4] == ["bouquet", "compare", "-s", "rbla,zero-padding"]
+    code, _, err = bouquet(*command[1:], "--seeds", "1", "-o", "compared")
+    assert (code, err) == (0, "")
+    ours = read_config(Path("a run/config.toml"))
+    theirs = load_comparison(Path("compared")).config
+    differ = {key for key in ours if ours[key] != theirs[key]}
+    assert differ <= {*OF_ONE_RUN, "evaluate.clients"}
+    assert bouquet(*shlex.split(steps["two rounds more"][0])[1:])[0] == 0
+    assert len(Path("a run/rounds.jsonl").read_text().splitlines()) == 1 + 3
+    assert Path(shlex.split(steps["every number of every round"][0])[1]).is_file()
+
+
+def test_a_list_of_ranks_does_not_say_how_many_clients_there_are() -> None:
+    ten = job_of(run_settings({"lora.rank": "4,2"}))
+    assert ten == ["--clients", "10", "--ranks", "4,2"]
+    assert job_of(run_settings({"lora.rank": "4,2", "clients.count": 2})) == ["--ranks", "4,2"]
+    assert job_of(run_settings({"lora.rank": "4"})) == ["--ranks", "4"]
+    assert job_of(run_settings()) == []
+
+
+def test_the_printed_python_loads_a_causal_model(bouquet: Run, small_job: list[str]) -> None:
+    code, out, _ = bouquet(*small_job, "-o", 'my "run"')
+    assert code == 0
+    model = executed(steps_of(out)["use the adapter in Python"])["model"]
+    assert model.base_model.model.dtype == torch.float32
+    assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape[1] == 3
+
+
+@pytest.mark.parametrize("save", [save_bert, save_gpt2, save_llama])
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_printed_python_loads_a_classifier_that_takes_batches(
+    bouquet: Run, save: Callable[[Path], Path], listed: bool, tmp_path: Path
+) -> None:
+    rows = [{"text": f"the film {'o' * (k % 7)} was {LABELS[k % 3]}"} for k in range(60)]
+    lines = [json.dumps({**row, "label": LABELS[k % 3]}) for k, row in enumerate(rows)]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(lines))
+    labels = ["--set", f"data.labels={json.dumps(LABELS)}"] if listed else []
+    code, out, err = bouquet(
+        *("simulate", "--task", "classification", "--data", "reviews.jsonl", "-o", "run", *labels),
+        *("--model", save(tmp_path / "base"), "--steps", "2", "--rounds", "1", "--ranks", "4,2"),
+        *("--set", "data.prompt=text", "--set", "data.context=32", "--lr", "0.03"),
+        *("--set", "data.held-out=0.3", "--set", "local.precision=float32"),
+    )
+    assert code == 0, err
+    names = executed(steps_of(out)["use the adapter in Python"])
+    model, tokenizer = names["model"].eval(), names["tokenizer"]
+    if listed:
+        assert model.config.id2label == dict(enumerate(LABELS))
+    settings = run_settings({**read_config(Path("run/config.toml")), "output": ""})
+    held_out = global_held_out(settings.data, 2, settings.seed, 0, "classification")
+    texts = [example.prompt for example in held_out]
+    classes = torch.tensor([sorted(LABELS).index(example.response) for example in held_out])
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    assert (batch["attention_mask"] == 0).any()
+    with torch.no_grad():
+        loss = model(**batch, labels=classes).loss
+    last = json.loads(Path("run/rounds.jsonl").read_text().splitlines()[-1])
+    assert float(loss) == pytest.approx(last["held_out_loss"], abs=1e-5)
