@@ -1,15 +1,16 @@
-"""A LoRA adapter as a value.
+"""A LoRA adapter as a value, and what is added to the base in whichever form is the smaller.
 
     W (m, n)  frozen base matrix of one module
     A (r, n)  B (m, r)  scale s        the trained factors
-    delta     s B A     (m, n)         what the adapter adds to W; never formed here
+    delta     s B A     (m, n)         what the adapter adds to W
 
-The scale travels with its factors: an A and a B without it mean nothing.
+The scale travels with its factors: an A and a B without it mean nothing. A sum of adapters has the
+sum of their ranks; from rank mn/(m+n) on the matrix itself holds fewer values than the factors.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,11 @@ class Factors:
         """(m, n), the shape of the base matrix."""
         return self.b.shape[0], self.a.shape[1]
 
+    @property
+    def num_values(self) -> int:
+        """R (m + n), how many numbers these are."""
+        return self.a.size + self.b.size
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -96,22 +102,26 @@ class Dense:
         """(m, n), the shape of the base matrix."""
         return self.values.shape
 
+    @property
+    def num_values(self) -> int:
+        """M n, how many numbers these are."""
+        return self.values.size
 
-class Adapter(Mapping[str, Factors]):
-    """The factors of every adapted module, by base-model name, in sorted order. Immutable.
 
-    >>> one = Factors(np.zeros((4, 6), np.float32), np.zeros((8, 4), np.float32), 2.0)
-    >>> adapter = Adapter({"layers.0.v_proj": one, "layers.0.q_proj": one})
-    >>> list(adapter), adapter.rank, adapter.num_parameters
-    (['layers.0.q_proj', 'layers.0.v_proj'], 4, 112)
-    """
+Form: TypeAlias = Factors | Dense
+"""How the delta of one module is held."""
+F_co = TypeVar("F_co", bound=Form, covariant=True)
+
+
+class Modules(Mapping[str, F_co]):
+    """The delta of every adapted module, by base-model name, in sorted order. Immutable."""
 
     __slots__ = ("_modules",)
 
-    def __init__(self, modules: Mapping[str, Factors]) -> None:
+    def __init__(self, modules: Mapping[str, F_co]) -> None:
         self._modules = {name: modules[name] for name in sorted(modules)}
 
-    def __getitem__(self, name: str) -> Factors:
+    def __getitem__(self, name: str) -> F_co:
         return self._modules[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -121,22 +131,41 @@ class Adapter(Mapping[str, Factors]):
         return len(self._modules)
 
     def __repr__(self) -> str:
-        return f"Adapter({len(self)} modules, rank {self.rank}, {self.num_parameters:,} parameters)"
+        return (
+            f"{type(self).__name__}({len(self)} modules, rank {self.rank}, "
+            f"{self.num_parameters:,} parameters)"
+        )
 
     @property
     def rank(self) -> int:
-        """The largest rank of any module; 0 for an adapter without modules."""
-        return max((factors.rank for factors in self.values()), default=0)
+        """The largest rank of any module; 0 without modules."""
+        return max((form.rank for form in self.values()), default=0)
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Module name -> (m, n)."""
-        return {name: factors.shape for name, factors in self.items()}
+        return {name: form.shape for name, form in self.items()}
 
     @property
     def num_parameters(self) -> int:
-        """The number of trained values, sum of r (m + n) over modules."""
-        return sum(factors.a.size + factors.b.size for factors in self.values())
+        """How many numbers these are: sum over modules of r (m + n), or of m n where dense."""
+        return sum(form.num_values for form in self.values())
+
+
+Delta: TypeAlias = Modules[Form]
+"""What is added to the base: each module as factors or dense. An adapter is one."""
+
+
+class Adapter(Modules[Factors]):
+    """The factors of every adapted module, by base-model name, in sorted order. Immutable.
+
+    >>> one = Factors(np.zeros((4, 6), np.float32), np.zeros((8, 4), np.float32), 2.0)
+    >>> adapter = Adapter({"layers.0.v_proj": one, "layers.0.q_proj": one})
+    >>> list(adapter), adapter.rank, adapter.num_parameters
+    (['layers.0.q_proj', 'layers.0.v_proj'], 4, 112)
+    """
+
+    __slots__ = ()
 
 
 def largest(values: FloatArray) -> float:
@@ -151,7 +180,7 @@ def largest(values: FloatArray) -> float:
         return float(max(values.max(), -values.min()))
 
 
-def same_shapes(adapters: list[Adapter]) -> dict[str, tuple[int, int]]:
+def same_shapes(adapters: Sequence[Delta]) -> dict[str, tuple[int, int]]:
     """The shapes that all of these adapters share; AdapterError names what differs."""
     if not adapters:
         raise AdapterError("expected at least one adapter; got none")
@@ -164,6 +193,16 @@ def same_shapes(adapters: list[Adapter]) -> dict[str, tuple[int, int]]:
                 f"adapter {position} differs from adapter 0 in {listing(odd)}"
             )
     return shapes
+
+
+def pays_dense(rank: int, shape: tuple[int, int]) -> bool:
+    """Whether the matrix holds no more values than factors of this rank: r >= mn / (m + n).
+
+    >>> [pays_dense(rank, (64, 64)) for rank in (31, 32)]
+    [False, True]
+    """
+    m, n = shape
+    return rank * (m + n) >= m * n
 
 
 def draw(shapes: Shapes, rank: int, seed: int, scale: float) -> Adapter:

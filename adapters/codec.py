@@ -1,9 +1,11 @@
 """The wire form of an adapter: one byte string in safetensors form, read as if from an enemy.
 
 The bytes are a safetensors file (adapters/framing.py), with tensors named MODULE.lora_A and
-MODULE.lora_B, so that any safetensors reader can open them. Under __metadata__ its header holds the
-format, the SHA-256 of the data and the scales: one number where all modules share it, else one for
-each by name. Where the receiver knows one of the two factors already, only the other travels.
+MODULE.lora_B, so that any safetensors reader can open them. What the server adds to the base may be
+dense in some modules: each is then one tensor, MODULE.delta. A client's adapter never is. Under
+__metadata__ its header holds the format, the SHA-256 of the data and the scales: one number where
+all modules share it, else one for each by name. Where the receiver knows one of the two factors
+already, only the other travels.
 
 Factors are held in float32. They travel as they are or rounded to bfloat16, float16 or int8
 (adapters/number_formats.py); one in int8 is followed by the scales of its blocks, a vector in
@@ -13,13 +15,13 @@ bfloat16 named MODULE.lora_A.scales.
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from adapters.adapter import Adapter, Factors, FloatArray, Shapes, largest
+from adapters.adapter import Adapter, Delta, Dense, Factors, FloatArray, Form, Shapes, largest
 from adapters.errors import AdapterError
 from adapters.framing import (
     MAX_DIMENSION,
@@ -45,6 +47,7 @@ FORMAT = "bouquet-adapter-1"
 HEADER_BYTES_PER_MODULE = 1024
 LAYOUTS: dict[str, Layout] = {"A": "C", "B": "F"}
 """How factors are held; those of each direction lie together."""
+DENSE = ".delta"
 SCALES = ".scales"
 
 
@@ -70,12 +73,12 @@ def limits_of(shapes: Shapes, rank: int, factors: str = "both") -> Limits:
     return Limits(HEADER_BYTES_PER_MODULE * (len(shapes) + 4), values, factors)
 
 
-def pack(adapter: Adapter, dtype: str = "float32", factors: str = "both") -> bytes:
-    """Adapter -> bytes. The same adapter always gives the same bytes.
+def pack(delta: Delta, dtype: str = "float32", factors: str = "both") -> bytes:
+    """Delta, such as an adapter -> bytes. The same delta always gives the same bytes.
 
     dtype: float32 (exact), bfloat16 or float16 (half the bytes), int8 (about a quarter); rounded
     to nearest.
-    factors: `A`, `B` or `both`: those that travel.
+    factors: `A`, `B` or `both`: those that travel. A dense module travels whole.
     Raises AdapterError for an unknown dtype, values that it cannot hold, or no module at all.
 
     >>> x = Adapter({"q": Factors(np.ones((1, 2), np.float32), np.ones((3, 1), np.float32), 2.0)})
@@ -84,7 +87,7 @@ def pack(adapter: Adapter, dtype: str = "float32", factors: str = "both") -> byt
     """
     if dtype not in WIRE_DTYPES:
         raise AdapterError(f"wire dtype must be one of {', '.join(WIRE_DTYPES)}; got {dtype!r}")
-    if not adapter:
+    if not delta:
         raise AdapterError("there is no module in this adapter: nothing to send")
     code = WIRE_DTYPES[dtype]
     entries: dict[str, Any] = {}
@@ -98,27 +101,34 @@ def pack(adapter: Adapter, dtype: str = "float32", factors: str = "both") -> byt
         chunks.append(chunk)
         at += len(chunk)
 
-    for name, module in adapter.items():
-        for letter, values in (("A", module.a), ("B", module.b)):
-            if factors not in (letter, "both"):
-                continue
-            tensor = f"{name}.lora_{letter}"
-            chunk, scales = _encoded(values, dtype, LAYOUTS[letter], tensor)
+    for name, form in delta.items():
+        for tensor, values, layout in _tensors(name, form, factors):
+            chunk, scales = _encoded(values, dtype, layout, tensor)
             add(tensor, code, list(values.shape), chunk)
             if code == "I8":
                 add(tensor + SCALES, SCALE_CODE, [num_blocks(values.size)], scales)
     data = b"".join(chunks)
     entries["__metadata__"] = {
         "format": FORMAT,
-        "scales": _written_scales(adapter),
+        "scales": _written_scales(delta),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     return frame(entries, data)
 
 
-def _written_scales(adapter: Adapter) -> str:
+def _tensors(name: str, form: Form, factors: str) -> Iterator[tuple[str, FloatArray, Layout]]:
+    """The tensors of a module that travel, by name, and how each is held."""
+    if isinstance(form, Dense):
+        yield name + DENSE, form.values, "C"
+        return
+    for letter, values in (("A", form.a), ("B", form.b)):
+        if factors in (letter, "both"):
+            yield f"{name}.lora_{letter}", values, LAYOUTS[letter]
+
+
+def _written_scales(delta: Delta) -> str:
     """One number where it is that of all modules, which is most of the time; else by name."""
-    scales = {name: module.scale for name, module in adapter.items()}
+    scales = {n: 1.0 if isinstance(form, Dense) else form.scale for n, form in delta.items()}
     shared = {json.dumps(scale) for scale in scales.values()}
     return shared.pop() if len(shared) == 1 else json.dumps(scales)
 
@@ -158,9 +168,27 @@ def unpack(packed: bytes, known: Adapter | None = None, limits: Limits | None = 
     adapter are the other.
 
     Raises AdapterError, and nothing else, for any input that `pack` did not make: lying lengths,
-    gaps, overlaps, unknown dtypes, missing halves, non-finite values, a wrong hash.
+    gaps, overlaps, unknown dtypes, missing halves, non-finite values, a wrong hash; and for one
+    with a dense module, which no client may send.
     """
-    limits = limits or Limits()
+    return Adapter(_unpacked(packed, known, limits or Limits(), with_dense=False)[0])
+
+
+def unpack_delta(packed: bytes) -> Delta:
+    """Bytes -> what the server adds to the base: as `unpack`, but a module may be dense.
+
+    >>> x = Delta({"q": Dense(np.ones((3, 2), np.float32))})
+    >>> unpack_delta(pack(x))["q"].values[0].tolist()
+    [1.0, 1.0]
+    """
+    factors, dense = _unpacked(packed, None, Limits(), with_dense=True)
+    return Delta({**factors, **dense})
+
+
+def _unpacked(
+    packed: bytes, known: Adapter | None, limits: Limits, with_dense: bool
+) -> tuple[dict[str, Factors], dict[str, Dense]]:
+    """The modules that are factors, and those that are dense."""
     header, data = split(packed, limits.header_bytes)
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
@@ -168,13 +196,21 @@ def unpack(packed: bytes, known: Adapter | None = None, limits: Limits | None = 
     if metadata.get("sha256") != hashlib.sha256(data).hexdigest():
         raise AdapterError("the data does not match the SHA-256 in its header: damaged on the way")
     scales = _read_scales(str(metadata.get("scales")), header)
-    tensors = _read_tensors(header, data, limits)
-    modules = {}
+    tensors = _read_tensors(header, data, limits, with_dense)
+    modules: dict[str, Factors] = {}
+    dense: dict[str, Dense] = {}
     for name, scale in scales.items():
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             raise AdapterError(
                 f"the scale of module {name!r:.200} must be a number; got {scale!r:.80}"
             )
+        if name + DENSE in tensors:
+            if scale != 1.0:
+                raise AdapterError(
+                    f"module {name!r:.200} is dense and its scale must be 1; got {scale!r:.80}"
+                )
+            dense[name] = Dense(tensors.pop(name + DENSE))
+            continue
         a, b = tensors.pop(f"{name}.lora_A", None), tensors.pop(f"{name}.lora_B", None)
         try:
             if a is None or b is None:
@@ -186,7 +222,7 @@ def unpack(packed: bytes, known: Adapter | None = None, limits: Limits | None = 
             raise AdapterError(f"module {name!r:.200}: {error}") from None
     if tensors:
         raise AdapterError(f"tensor {next(iter(tensors))!r:.200} belongs to no module with a scale")
-    return Adapter(modules)
+    return modules, dense
 
 
 def as_sent(adapter: Adapter, dtype: str, factors: str = "both") -> Adapter:
@@ -222,7 +258,9 @@ def _read_scales(text: str, tensors: Iterable[str]) -> dict[str, object]:
     scales = parse_json(text, "scales")
     if isinstance(scales, int | float) and not isinstance(scales, bool):
         halves = (name.rpartition(".lora_") for name in tensors)
-        scales = {module: scales for module, _, letter in halves if letter in LAYOUTS}
+        shared = {module: scales for module, _, letter in halves if letter in LAYOUTS}
+        whole = [name.removesuffix(DENSE) for name in tensors if name.endswith(DENSE)]
+        scales = {**shared, **dict.fromkeys(whole, scales)}
     if not isinstance(scales, dict):
         raise AdapterError(
             f"the scales must be one number or a JSON object; got {type(scales).__name__}"
@@ -233,7 +271,7 @@ def _read_scales(text: str, tensors: Iterable[str]) -> dict[str, object]:
 
 
 def _read_tensors(
-    header: dict[str, Any], data: memoryview, limits: Limits
+    header: dict[str, Any], data: memoryview, limits: Limits, with_dense: bool
 ) -> dict[str, FloatArray]:
     """The factors; one in int8 with the scales of its blocks, which follow it."""
     tensors = {}
@@ -241,6 +279,10 @@ def _read_tensors(
     entries = iter(header.items())
     for name, entry in entries:
         code, shape = _claimed_factor(name, entry)
+        if name.endswith(DENSE) and not with_dense:
+            raise AdapterError(
+                f"tensor {name!r:.200} is a dense delta, where factors were expected"
+            )
         if limits.factors not in (name[-1:], "both"):
             raise AdapterError(
                 f"tensor {name!r:.200} came where lora_{limits.factors} alone was asked for"

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
-from adapters.adapter import Adapter, Factors, FloatArray, Shapes
+from adapters.adapter import Adapter, Delta, Factors, FloatArray, Shapes
 from adapters.errors import AdapterError, UsageError, listing
 from adapters.expert_names import (
     expert_parameters,
@@ -30,6 +30,7 @@ from adapters.expert_names import (
 )
 from adapters.head import Head, HeadShapes
 from adapters.number_formats import decode
+from adapters.refactoring import as_factors
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS, LABELS = "adapter_config.json", "adapter_model.safetensors", "labels.json"
@@ -55,21 +56,23 @@ MORE_THAN_BA = (
 
 
 def write_peft(
-    adapter: Adapter,
+    delta: Delta,
     folder: Path,
     base_model: str,
     head: Head | None = None,
     labels: Sequence[str] = (),
 ) -> None:
-    """Write `adapter` so that `PeftModel.from_pretrained(base, folder)` adds exactly its delta.
+    """Write `delta` so that `PeftModel.from_pretrained(base, folder)` adds exactly this.
 
     base_model: what the config names as its base, a path or a hub id; PEFT only notes it.
     head: what trained beside it; base is then a sequence classifier of as many labels, and PEFT
     puts these values in place of its own.
     labels: in the order of the classes; they go to labels.json, as transformers' configs name them.
 
-    A module of rank 0 is written as rank 1 with zeros, because PEFT knows no rank 0.
+    A module of rank 0 is written as rank 1 with zeros, because PEFT knows no rank 0; a dense one as
+    factors of its full rank.
     """
+    adapter = as_factors(delta)
     if not adapter:
         raise AdapterError("there is no module in this adapter: nothing to write")
     tensors: dict[str, FloatArray] = {}

@@ -1,20 +1,23 @@
-"""The lossless rewriting of an adapter at its lowest rank, and the best truncation of it.
+"""The lossless rewriting of a delta at its lowest rank, and the best truncation of it.
 
 A stack of clients has rank sum r, though its delta has rank at most min(sum r, m, n), and its
-columns still tell which client they came from. `refactor` mends both.
+columns still tell which client they came from. `refactor` mends both; `compact` does where factors
+are the smaller form.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from adapters.adapter import Adapter, Factors
+from adapters.adapter import Adapter, Delta, Dense, Factors, Form, pays_dense
+from adapters.dense import DoubleArray, matrix
 from adapters.errors import AdapterError
 
-DoubleArray = npt.NDArray[np.float64]
-
+SMALL = 128
+"""Sides of a matrix up to which its decomposition is of no account."""
 LOSSLESS_TAIL = 1e-7
 """Relative error that a lossless refactor may leave behind: float32 holds no more."""
 
@@ -31,12 +34,13 @@ class Refactored:
     when lossless."""
 
 
-def refactor(adapter: Adapter, energy: float = 1.0, rank: int | None = None) -> Refactored:
+def refactor(delta: Delta, energy: float = 1.0, rank: int | None = None) -> Refactored:
     """The same delta at the lowest rank, its columns sorted by singular value.
 
     With the singular value decomposition s B A = U S V', the result is B = U sqrt(S),
-    A = sqrt(S) V', scale 1. It costs O((m + n) R^2 + R^3) for rank R and never forms the (m, n)
-    matrix. The rank falls to at most min(R, m, n).
+    A = sqrt(S) V', scale 1. It costs O((m + n) R^2 + R^3) for factors of rank R below mn / (m + n)
+    and never forms the (m, n) matrix of these; for more, and for a dense module with q = min(m, n),
+    O(m n q + q^3). The rank falls to at most min(R, m, n).
 
     energy: in (0, 1], the share of ||delta||_F^2 to keep in each module; 1.0 is lossless to
         float32 (what is dropped has relative norm of at most 1e-7). Where terms nearly cancel,
@@ -55,25 +59,90 @@ def refactor(adapter: Adapter, energy: float = 1.0, rank: int | None = None) -> 
         raise AdapterError(f"the rank to keep must be at least 1; got {rank}")
     modules, spectra = {}, {}
     lost = total = 0.0
-    for name, factors in adapter.items():
-        left, values, right = _thin_svd(factors)
+    for name, form in delta.items():
+        left, values, right = _svd(form)
         squares = values**2
         tail = np.append(np.cumsum(squares[::-1])[::-1], 0.0)  # tail[k]: energy beyond k directions
         allowed = max(1.0 - energy, LOSSLESS_TAIL**2) * tail[0]
-        keep = int(np.argmax(tail <= allowed))
+        keep = min(int(np.argmax(tail <= allowed)), form.rank)
         if rank is not None and keep > rank:
             keep = rank
         lost += tail[keep]
         total += tail[0]
         root = np.sqrt(values[:keep])
-        modules[name] = Factors(
-            # In float64: small singular directions are differences of large columns.
-            np.asarray((root[:, None] * right[:keep]) @ factors.a, np.float32),
-            np.asarray(factors.b @ (left[:, :keep] * root), np.float32),
-            1.0,
-        )
+        a, b = root[:, None] * right[:keep], left[:, :keep] * root
+        if _in_factors(form):  # in float64: small directions are differences of large columns
+            a, b = a @ form.a, form.b @ b
+        modules[name] = Factors(np.asarray(a, np.float32), np.asarray(b, np.float32), 1.0)
         spectra[name] = values
     return Refactored(Adapter(modules), spectra, float(np.sqrt(lost / total)) if total else 0.0)
+
+
+def compact(delta: Delta, energy: float = 1.0) -> Delta:
+    """The same delta, each module in the form that holds the fewer values: lowest rank or dense.
+
+    No form tells one client's directions from another's. A dense module stays dense, unless
+    `energy` below 1, as in `refactor`, cuts it to a rank below mn / (m + n).
+
+    >>> x = Adapter({"q": Factors(np.ones((5, 9), np.float32), np.ones((9, 5), np.float32), 1.0)})
+    >>> compact(x)["q"].shape, compact(x)["q"].rank
+    ((9, 9), 9)
+    """
+    modules: dict[str, Form] = {}
+    for name, form in delta.items():
+        if energy == 1.0 and not _in_factors(form):
+            modules[name] = form if isinstance(form, Dense) else _as_dense(form)
+            continue
+        lowest = refactor(Delta({name: form}), energy).adapter[name]
+        dense = pays_dense(lowest.rank, lowest.shape)
+        modules[name] = _as_dense(lowest) if dense else lowest
+    return Delta(modules)
+
+
+def as_factors(delta: Delta) -> Adapter:
+    """The same delta as an adapter: what is dense in factors of full rank, the rest as it is."""
+    return Adapter(
+        {
+            name: form if isinstance(form, Factors) else refactor(Delta({name: form})).adapter[name]
+            for name, form in delta.items()
+        }
+    )
+
+
+def _as_dense(factors: Factors) -> Dense:
+    return Dense(np.asarray(matrix(factors), np.float32))
+
+
+def _in_factors(form: Form) -> TypeGuard[Factors]:
+    """Whether a decomposition of the factors is less work than one of the matrix."""
+    return isinstance(form, Factors) and not pays_dense(form.rank, form.shape)
+
+
+def _svd(form: Form) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
+    """Of factors what `_thin_svd` gives; of a matrix U (m, q), singular values (q,), V' (q, n)."""
+    return _thin_svd(form) if _in_factors(form) else _svd_of_matrix(matrix(form))
+
+
+def _svd_of_matrix(values: DoubleArray) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
+    """U, S, V' with U S V' the matrix, to the last digit of float64.
+
+    Of a larger one from the eigenvectors U of its smaller Gram matrix, at a third of the time: U U'
+    is the identity whatever they are worth, and the rows of U' M are orthogonal, with the singular
+    values as their lengths, to 1e-8 of the largest.
+    """
+    m, n = values.shape
+    if min(m, n) <= SMALL:
+        return np.linalg.svd(values, full_matrices=False)
+    if m > n:
+        left, singular, right = _svd_of_matrix(values.T)
+        return right.T, singular, left.T
+    vectors = np.linalg.eigh(values @ values.T)[1][:, ::-1]
+    rows = vectors.T @ values
+    singular = np.linalg.norm(rows, axis=1)
+    order = np.argsort(-singular, kind="stable")
+    vectors, rows, singular = vectors[:, order], rows[order], singular[order]
+    unit = np.divide(rows, singular[:, None], where=singular[:, None] > 0.0, out=rows)
+    return vectors, singular, unit
 
 
 def _thin_svd(factors: Factors) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
@@ -109,14 +178,28 @@ def _whiten(gram: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
     return vectors[:, live] / root, root[:, None] * vectors[:, live].T
 
 
-def singular_values(adapter: Adapter) -> dict[str, DoubleArray]:
+def singular_values(delta: Delta) -> dict[str, DoubleArray]:
     """Module -> the singular values of its delta, largest first, min(R, m, n) of them.
+
+    Of a large matrix those below 1e-7 of the largest are not told from 0.
 
     >>> x = Adapter({"q": Factors(np.ones((1, 2), np.float32), np.ones((3, 1), np.float32), 2.0)})
     >>> round(float(singular_values(x)["q"][0] ** 2), 6)
     24.0
     """
-    return {name: _thin_svd(factors)[1] for name, factors in adapter.items()}
+    return {
+        name: _thin_svd(form)[1] if _in_factors(form) else _spectrum(matrix(form))
+        for name, form in delta.items()
+    }
+
+
+def _spectrum(values: DoubleArray) -> DoubleArray:
+    m, n = values.shape
+    if min(m, n) <= SMALL:
+        return np.asarray(np.linalg.svd(values, compute_uv=False))
+    squares = np.linalg.eigvalsh(values @ values.T if m <= n else values.T @ values)[::-1]
+    found = np.sqrt(np.maximum(squares, 0.0))
+    return np.where(found > LOSSLESS_TAIL * found[:1], found, 0.0)
 
 
 def effective_rank(singular_values: npt.ArrayLike) -> float:

@@ -19,10 +19,11 @@ from adapters.algebra import relative_error
 from adapters.codec import pack, unpack
 from adapters.errors import BouquetError
 from adapters.head import pack_head
+from adapters.pruning import kept_rank, pruned
 from adapters.records import to_record
 from client.instruction import Instruction, read_instruction
 from client.pieces import held_pieces
-from client.received import check_base, head_of, merged_of, start_of
+from client.received import check_base, head_of, model_of
 from client.shelf import RecordShelf, run_shelf
 from settings.events import log, log_to_stdout, logfmt
 from settings.site import parse_site
@@ -123,8 +124,8 @@ def query(content: RecordDict, context: Context) -> RecordDict:
 @_answer
 def train(content: RecordDict, context: Context) -> RecordDict:
     """Train for one round and return the factors."""
-    from client.memory import recall, remember
-    from client.pruning import RestPenalty, kept_rank, pruned
+    from client.memory import as_own_head, recall, remember
+    from client.pruning import RestPenalty
     from client.site import open_workplace
     from client.starting import starting_factors, with_frozen_tail, with_own_b
     from client.training import train as train_locally
@@ -135,8 +136,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     examples = place.training_examples()
     shapes, rank = place.tuned.shapes, told.rank_of(place.rank)
     shelf = _shelf(context, told)
-    merged = merged_of(content, shapes, told, shelf)
-    start = start_of(content, shapes, rank, told)
+    merged, start = model_of(content, shapes, rank, told, shelf)
     if start is not None and told.freezes_tail:
         merged = with_frozen_tail(merged, start, rank)
     begin = starting_factors(start, shapes, rank, told.lora.scale_of(rank), told.seed)
@@ -144,6 +144,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     if told.keeps_b:
         begin = with_own_b(begin, kept)
     place.tuned.merge(merged)
+    least = kept_rank(rank, told.prune, told.min_rank)
     trained = train_locally(
         place.tuned,
         examples,
@@ -152,14 +153,16 @@ def train(content: RecordDict, context: Context) -> RecordDict:
         told.seed,
         told.trains,
         told.lora.dropout,
-        head=head_of(content, place.tuned, told.start_seed),
-        penalty=RestPenalty(told.penalty, kept_rank(rank, told.prune)) if told.prune < 1 else None,
+        head=head_of(content, place.tuned, told, kept),
+        penalty=RestPenalty(told.penalty, least) if least < rank else None,
         moments=kept if told.optimizer == "kept" else None,
     )
-    adapter = pruned(begin, trained.adapter, told.prune)
+    adapter = pruned(begin, trained.adapter, least)
     keep = dict(trained.moments)
     if told.keeps_b:
         keep |= {name: factors.b for name, factors in adapter.items()}
+    if told.keeps_head:
+        keep |= as_own_head(trained.head)
     if keep:
         remember(shelf, told.round, keep)
     packed = pack(adapter, told.wire_dtype, told.sends)
@@ -182,7 +185,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
             ),
         }
     )
-    if trained.head:
+    if trained.head and not told.keeps_head:
         reply["head"] = to_record(pack_head(trained.head))
     _tell(
         "trained",
@@ -212,16 +215,16 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
     examples = place.held_out_examples()
     shapes, rank = place.tuned.shapes, told.rank_of(place.rank)
     shelf = _shelf(context, told)
-    merged = merged_of(content, shapes, told, shelf)
-    start = start_of(content, shapes, rank, told)
+    merged, start = model_of(content, shapes, rank, told, shelf)
     own: Adapter | None = None
+    kept = recall(shelf, told.round)
     if start is not None:
         if told.freezes_tail:
             merged = with_frozen_tail(merged, start, rank)
         own = starting_factors(start, shapes, rank, told.lora.scale_of(rank), told.seed)
         if told.keeps_b:
-            own = with_own_b(own, recall(shelf, told.round))
-    head = head_of(content, place.tuned, told.start_seed)
+            own = with_own_b(own, kept)
+    head = head_of(content, place.tuned, told, kept)
     result = place.tuned.evaluate_global(merged, own, examples, head)
     _tell("evaluated", told, context, examples=len(examples), loss=result.loss)
     return RecordDict(

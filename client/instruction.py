@@ -25,6 +25,10 @@ class Instruction:
     base: str
     pieces: tuple[str, ...] | None
     """Versions of the parts of merged, where it travels in pieces."""
+    piece_kinds: tuple[str, ...]
+    """What each of them is to the sum: plus, minus or step."""
+    start_piece: str
+    """The version of the piece that `start` is; empty: it travels by itself, or there is none."""
     wire_dtype: str
     trains: str
     """The factors that train: `A`, `B` or `both`."""
@@ -34,12 +38,16 @@ class Instruction:
     """The factors of `start` that travelled here."""
     keeps_b: bool
     """B is this client's own: kept from round to round, never sent."""
+    keeps_head: bool
+    """A classifier's head is this client's own: kept from round to round, never sent."""
     freezes_tail: bool
     """Directions of `start` beyond the client's rank stay in its model, frozen."""
     rank: int
     """Train at most this rank; 0: the client's own."""
     prune: float
     """Share of its rank that the client keeps when the rest shrank in training; 1: all of it."""
+    min_rank: int
+    """It prunes to no rank below this."""
     penalty: float
     """Weight of the norm of that rest in the loss."""
     optimizer: str
@@ -64,14 +72,18 @@ def read_instruction(content: RecordDict) -> Instruction:
             start_seed=told["start-seed"],
             base=told["base"],
             pieces=tuple(told["pieces"]) if "pieces" in told else None,
+            piece_kinds=tuple(told.get("piece-kinds", ())),
+            start_piece=told.get("start-piece", ""),
             wire_dtype=told["wire-dtype"],
             trains=told["rule.trains"],
             sends=told["rule.sends"],
             receives=told["rule.receives"],
             keeps_b=told["rule.keeps-b"],
+            keeps_head=told["rule.keeps-head"],
             freezes_tail=told["rule.freezes-tail"],
             rank=told["rule.rank"],
             prune=told["rule.prune"],
+            min_rank=told["rule.min-rank"],
             penalty=told["rule.penalty"],
             optimizer=told["start.optimizer"],
             lora=parse(LoraSettings, told, "lora."),

@@ -10,8 +10,11 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from adapters.adapter import FloatArray
+from adapters.head import Head
 
 PREFIX = "memory-"
+HEAD = "head/"
+"""Before the names of a head's arrays, which could be those of modules."""
 KEPT = 2
 
 
@@ -38,6 +41,20 @@ def recall(shelf: Mapping[str, bytes], up_to_round: int) -> dict[str, FloatArray
     """What the client had after its newest round up to this one; empty where there was none."""
     names = [name for name in _rounds(shelf) if _number(name) <= up_to_round]
     return dict(load(shelf[names[-1]])) if names else {}
+
+
+def as_own_head(head: Head) -> dict[str, FloatArray]:
+    """A head under the names by which it is remembered.
+
+    >>> own_head(as_own_head({"score.weight": np.ones(2, np.float32)}))["score.weight"].tolist()
+    [1.0, 1.0]
+    """
+    return {HEAD + name: values for name, values in head.items()}
+
+
+def own_head(kept: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """The head among what was remembered; empty where there is none."""
+    return {n.removeprefix(HEAD): values for n, values in kept.items() if n.startswith(HEAD)}
 
 
 def _rounds(shelf: Mapping[str, bytes]) -> list[str]:

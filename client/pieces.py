@@ -1,16 +1,17 @@
-"""The parts of `merged` that a site has kept, and those that came with this message."""
+"""The parts of the global model that a site has kept, and those that came with this message."""
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from flwr.app import RecordDict
 
-from adapters.adapter import Adapter
-from adapters.algebra import stack
-from adapters.codec import unpack
+from adapters.adapter import Adapter, Delta
+from adapters.codec import unpack, unpack_delta
 from adapters.errors import BouquetError, listing
 from adapters.records import PIECE, from_record
+from adapters.terms import Term, sum_of_terms
 from client.shelf import FolderShelf
 
 
@@ -25,42 +26,70 @@ def held_pieces(cache: Path) -> list[str]:
     return sorted(held)
 
 
-def sum_of_pieces(
-    content: RecordDict, versions: Sequence[str], shelf: FolderShelf | None
-) -> Adapter | None:
-    """Merged: the pieces of these versions side by side, in this order; None where there is none.
+def open_pieces(
+    content: RecordDict,
+    versions: Sequence[str],
+    kinds: Sequence[str],
+    start: str,
+    shelf: FolderShelf | None,
+) -> tuple[Delta | None, Adapter | None]:
+    """Merged, the sum of the pieces of these versions in this order, and the start that is one.
 
+    kinds: of each piece (adapters/terms.py).  start: the version of the start; empty: it is none.
     shelf: this run's. What came is put on it, and so is what only another run of this site has:
     `held_pieces` tells of all of them, so the server may count on it. What this run no longer needs
     is taken from it. Raises BouquetError where a piece neither came nor is there, or is not what
     its version says.
     """
+    wanted = [*dict.fromkeys([*versions, *([start] if start else [])])]
     packed: dict[str, bytes] = {}
     missing = []
-    for version in versions:
+    for version in wanted:
         name = PIECE + version
         if name in content:
-            packed[name] = from_record(content[name])
-            if _version(packed[name]) != version:
-                raise BouquetError(f"{name} does not match its version: damaged on the way")
+            packed[version] = from_record(content[name])
             if shelf is not None:
-                shelf[name] = packed[name]
+                _check(version, packed[version])
+                shelf[name] = packed[version]
         elif shelf is not None and name in shelf:
-            packed[name] = shelf[name]
+            packed[version] = shelf[name]
         elif shelf is not None and (data := _of_another_run(shelf, version)) is not None:
-            shelf[name] = packed[name] = data
+            shelf[name] = packed[version] = data
         else:
             missing.append(version)
     if missing:
         raise BouquetError(
-            f"this site lacks {len(missing)} of {len(versions)} pieces of the global model "
+            f"this site lacks {len(missing)} of {len(wanted)} pieces of the global model "
             f"({listing(missing)}): it will be sent them in its next round"
         )
     for name in list(shelf or ()):
-        if shelf is not None and name.startswith(PIECE) and name not in packed:
+        if shelf is not None and name.startswith(PIECE) and name[len(PIECE) :] not in packed:
             del shelf[name]
-    parts = [unpack(packed[PIECE + version]) for version in versions]
-    return stack(parts, [1.0] * len(parts)) if parts else None
+    terms = [
+        (version, kind, packed[version]) for version, kind in zip(versions, kinds, strict=True)
+    ]
+    return _opened(tuple(terms), (start, packed[start]) if start else None)
+
+
+@lru_cache(maxsize=1)
+def _opened(
+    terms: tuple[tuple[str, str, bytes], ...], start: tuple[str, bytes] | None
+) -> tuple[Delta | None, Adapter | None]:
+    """One process that plays many clients checks, decodes and adds up the same pieces once."""
+    begun = None
+    if start is not None:
+        _check(*start)
+        begun = unpack(start[1])
+    found = []
+    for version, kind, packed in terms:
+        _check(version, packed)
+        found.append(Term(kind, unpack_delta(packed)))
+    return sum_of_terms(found, begun), begun
+
+
+def _check(version: str, packed: bytes) -> None:
+    if _version(packed) != version:
+        raise BouquetError(f"{PIECE}{version} does not match its version: damaged on the way")
 
 
 def _of_another_run(shelf: FolderShelf, version: str) -> bytes | None:

@@ -1,18 +1,19 @@
 """The global model as a message brings it: merged, start and head, held against the base here."""
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, RecordDict
 
-from adapters.adapter import Adapter, FloatArray, Shapes, draw
-from adapters.codec import unpack
+from adapters.adapter import Adapter, Delta, FloatArray, Shapes, draw
+from adapters.codec import unpack, unpack_delta
 from adapters.errors import BouquetError, listing
 from adapters.head import unpack_head
 from adapters.records import from_record
 from client.instruction import Instruction
-from client.pieces import sum_of_pieces
+from client.memory import own_head
+from client.pieces import open_pieces
 from client.shelf import FolderShelf
 
 if TYPE_CHECKING:
@@ -29,51 +30,60 @@ def check_base(wanted: str, own: str) -> None:
         )
 
 
-def merged_of(
-    content: RecordDict, shapes: Shapes, told: Instruction, shelf: MutableMapping[str, bytes]
-) -> Adapter | None:
-    """`merged` as it came, or the sum of the pieces that came and those that this site has."""
-    if told.pieces is None:
-        return _part(content, "merged", shapes)
-    keeps = shelf if isinstance(shelf, FolderShelf) else None
-    return _fitting("merged", sum_of_pieces(content, told.pieces, keeps), shapes)
+def model_of(
+    content: RecordDict,
+    shapes: Shapes,
+    rank: int,
+    told: Instruction,
+    shelf: MutableMapping[str, bytes],
+) -> tuple[Delta | None, Adapter | None]:
+    """Merged and start: as they came, or from the pieces that came and those that this site has.
+
+    A factor of the start that did not travel is drawn from the run's seed.
+    """
+    merged, start = None, None
+    if told.pieces is not None:
+        keeps = shelf if isinstance(shelf, FolderShelf) else None
+        kinds = told.piece_kinds
+        merged, start = open_pieces(content, told.pieces, kinds, told.start_piece, keeps)
+    elif isinstance(record := content.get("merged"), ArrayRecord):
+        merged = _merged_once(from_record(record))
+    if isinstance(record := content.get("start"), ArrayRecord):
+        packed = from_record(record)
+        if told.receives == "both":
+            start = _start_once(packed)
+        else:
+            start = unpack(packed, draw(shapes, rank, told.start_seed, scale=1.0))
+    for name, part in (("merged", merged), ("start", start)):
+        if part is not None:
+            _check_fits(name, part, shapes)
+    return merged, start
 
 
-def start_of(content: RecordDict, shapes: Shapes, rank: int, told: Instruction) -> Adapter | None:
-    """`start`; a factor that did not travel is drawn from the run's seed."""
-    known = draw(shapes, rank, told.start_seed, scale=1.0) if told.receives != "both" else None
-    return _part(content, "start", shapes, known)
+def head_of(
+    content: RecordDict, tuned: "TunedModel", told: Instruction, kept: Mapping[str, FloatArray]
+) -> dict[str, FloatArray]:
+    """The head that was sent, or before there is one that which every site draws alike.
 
-
-def head_of(content: RecordDict, tuned: "TunedModel", seed: int) -> dict[str, FloatArray]:
-    """The head that was sent, or before there is one that which every site draws alike."""
+    kept: what this client remembers; its own head, where it keeps one, comes before either.
+    """
+    own = own_head(kept) if told.keeps_head else {}
+    if own and {n: v.shape for n, v in own.items()} == dict(tuned.head_shapes):
+        return own
     record = content.get("head")
     if isinstance(record, ArrayRecord):
         return unpack_head(from_record(record), tuned.head_shapes)
-    return tuned.initial_head(seed)
+    return tuned.initial_head(told.start_seed)
 
 
-def _part(
-    content: RecordDict, name: str, shapes: Shapes, known: Adapter | None = None
-) -> Adapter | None:
-    record = content.get(name)
-    if not isinstance(record, ArrayRecord):
-        return None
-    packed = from_record(record)
-    part = _unpack_once(packed) if known is None else unpack(packed, known)
-    return _fitting(name, part, shapes)
-
-
-def _fitting(name: str, part: Adapter | None, shapes: Shapes) -> Adapter | None:
-    if part is not None and (odd := set(part.shapes.items()) ^ set(shapes.items())):
+def _check_fits(name: str, part: Delta, shapes: Shapes) -> None:
+    if odd := set(part.shapes.items()) ^ set(shapes.items()):
         raise BouquetError(
             f"the run's {name} does not fit lora.target-modules: it differs from what this site "
             f"adapts in {listing(sorted(odd))}"
         )
-    return part
 
 
-@lru_cache(maxsize=2)
-def _unpack_once(packed: bytes) -> Adapter:
-    """One process that plays many clients decodes the same global model once."""
-    return unpack(packed)
+# One process that plays many clients decodes the same global model once.
+_merged_once = lru_cache(maxsize=1)(unpack_delta)
+_start_once = lru_cache(maxsize=1)(unpack)

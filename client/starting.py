@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from adapters.adapter import Adapter, Factors, FloatArray, draw
-from adapters.algebra import beyond, rescale, stack, truncate
+from adapters.adapter import Adapter, Delta, Factors, FloatArray, draw
+from adapters.algebra import add, beyond, rescale, truncate
 
 
 def starting_factors(
@@ -35,12 +35,12 @@ def starting_factors(
     return Adapter(modules)
 
 
-def with_frozen_tail(merged: Adapter | None, start: Adapter, rank: int) -> Adapter | None:
+def with_frozen_tail(merged: Delta | None, start: Adapter, rank: int) -> Delta | None:
     """Merged, and the directions of start beyond this rank."""
     if start.rank <= rank:
         return merged
     tail = beyond(start, rank)
-    return tail if merged is None else stack([merged, tail], [1.0, 1.0])
+    return tail if merged is None else add([merged, tail], [1.0, 1.0])
 
 
 def with_own_b(adapter: Adapter, own: Mapping[str, FloatArray]) -> Adapter:

@@ -10,22 +10,29 @@ from adapters.algebra import beyond
 from adapters.head import mean_of_heads
 from server.broadcast import Asked
 from server.exchange import Reply
-from server.guard import geometric_median_weights
+from server.guard import geometric_median_weights, step_of_a
 from server.telemetry import inner_products_of_changes
 from strategies.strategy import GlobalModel, Strategy, Update
 
 
-def weigh(replies: Sequence[Reply], rule: str, start: Adapter | None = None) -> list[Update]:
+def weigh(
+    replies: Sequence[Reply], rule: str, start: Adapter | None = None, own_b: bool = False
+) -> list[Update]:
     """Updates with weights p_k that sum to 1.
 
     n_k / sum n under `examples`, 1 / K under `uniform`, and under `geometric-median` those whose
     mean is the geometric median of the changes, each counted with n_k / sum n.
     start: what the clients began from.
+    own_b: B never travels, so that a change is that of A.
     """
     counts = [1 if rule == "uniform" else reply.num_examples for reply in replies]
     shares = [count / sum(counts) for count in counts]
     if rule == "geometric-median":
-        products = inner_products_of_changes([reply.adapter for reply in replies], start)
+        trained = [reply.adapter for reply in replies]
+        if own_b:
+            products = inner_products_of_changes([step_of_a(a, start) for a in trained], None)
+        else:
+            products = inner_products_of_changes(trained, start)
         shares = geometric_median_weights(products, shares)
     return [
         Update(reply.member.name, share, reply.adapter)

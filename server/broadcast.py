@@ -8,11 +8,13 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
+from adapters.adapter import Delta
 from adapters.algebra import relative_error
-from adapters.codec import pack, unpack
+from adapters.codec import pack, unpack, unpack_delta
 from adapters.head import pack_head
 from adapters.records import PIECE, from_record, to_record
-from server.pieces import Piece
+from adapters.terms import Term, sum_of_terms
+from server.pieces import Piece, distinct, start_piece
 from server.roster import Member
 from server.sampling import derive_seed
 from settings.keys import flatten
@@ -43,12 +45,14 @@ class Broadcast:
     rounded: bool = False
     """What the clients receive is not exactly the global model."""
     pieces: tuple[Piece, ...] | None = None
-    """The parts of merged, of which each client gets those that it lacks; None: it is in
+    """The terms of merged, of which each client gets those that it lacks; None: it is in
     `records`, whole."""
+    start_piece: str = ""
+    """The version of the piece that the start is; empty: it is in `records`, where there is one."""
 
     def lacking(self, member: Member) -> list[Piece]:
         """The pieces that this client must be sent."""
-        return [piece for piece in self.pieces or () if piece.version not in member.holds]
+        return [p for p in distinct(self.pieces or ()) if p.version not in member.holds]
 
     def records_for(self, member: Member) -> dict[str, ArrayRecord]:
         """What this client is sent."""
@@ -60,11 +64,18 @@ class Broadcast:
         return self.num_bytes + sum(len(piece.packed) for piece in self.lacking(member))
 
 
-def ask(cohort: Sequence[Member], strategy: Strategy, model: GlobalModel) -> list[Asked]:
-    """The rule for each member of the cohort."""
+def ask(
+    cohort: Sequence[Member], strategy: Strategy, model: GlobalModel, head: str = "auto"
+) -> list[Asked]:
+    """The rule for each member of the cohort.
+
+    head: clients.head; `auto` leaves it to the strategy who keeps a classifier's head.
+    """
     asked = []
     for member in cohort:
         rule = strategy.local_rule(model, member.name)
+        if head != "auto":
+            rule = replace(rule, keeps_head=head == "own")
         rank = min(member.rank, rule.rank) if rule.rank else member.rank
         asked.append(Asked(replace(member, rank=rank), rule))
     return asked
@@ -84,7 +95,8 @@ def broadcast(
     packed: dict[str, bytes] = {}
     if model.merged is not None and pieces is None:
         packed["merged"] = pack(model.merged, wire_dtype)
-    if model.start is not None:
+    start = "" if receives != BOTH else start_piece(pieces or (), model.start, wire_dtype)
+    if model.start is not None and not start:
         packed["start"] = pack(model.start, wire_dtype, receives)
     if model.head is not None:
         packed["head"] = pack_head(model.head)
@@ -92,13 +104,15 @@ def broadcast(
     for name, data in packed.items():
         digest.update(name.encode() + data)
     for piece in pieces or ():
-        digest.update(piece.version.encode())
+        digest.update(f"{piece.kind}{piece.version}".encode())
+    digest.update(start.encode())
     return Broadcast(
         RecordDict({name: to_record(data) for name, data in packed.items()}),
         sum(len(data) for data in packed.values()),
         digest.hexdigest()[:16],
         rounded=wire_dtype != "float32",
         pieces=pieces,
+        start_piece=start,
     )
 
 
@@ -109,15 +123,18 @@ def broadcast_error(model: GlobalModel, sent: Broadcast) -> float:
     """
     if not sent.rounded:
         return 0.0
-    parts = {"merged": model.merged, "start": model.start}
-    whole = {name: part for name, part in parts.items() if part is not None}
-    came = [
-        unpack(from_record(sent.records[name]), part)
-        for name, part in whole.items()
-        if name in sent.records
-    ]
-    came += [unpack(piece.packed) for piece in sent.pieces or ()]
-    return relative_error(list(whole.values()), came)
+    whole: list[Delta] = [part for part in (model.merged, model.start) if part is not None]
+    start = None
+    if sent.start_piece:
+        (packed,) = {p.packed for p in sent.pieces or () if p.version == sent.start_piece}
+        start = unpack(packed)
+    elif model.start is not None:
+        start = unpack(from_record(sent.records["start"]), model.start)
+    merged = sum_of_terms([Term(p.kind, unpack_delta(p.packed)) for p in sent.pieces or ()], start)
+    if "merged" in sent.records:
+        merged = unpack_delta(from_record(sent.records["merged"]))
+    came: list[Delta] = [part for part in (merged, start) if part is not None]
+    return relative_error(whole, came)
 
 
 def broadcast_to(
@@ -164,6 +181,8 @@ def round_messages(
     }
     if sent.pieces is not None:
         shared["pieces"] = [piece.version for piece in sent.pieces]
+        shared["piece-kinds"] = [piece.kind for piece in sent.pieces]
+        shared["start-piece"] = sent.start_piece
     return [
         Message(
             RecordDict(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, Delta
 from adapters.algebra import beyond, stack
 from adapters.errors import AdapterError
 from adapters.head import Head
@@ -66,7 +66,7 @@ def evaluate_trained(
 
 
 def _evaluate_here(
-    settings: RunSettings, merged: Adapter | None, start: Adapter | None, head: Head | None
+    settings: RunSettings, merged: Delta | None, start: Adapter | None, head: Head | None
 ) -> Any:
     from tasks.classification import label_names
     from tasks.partition import global_held_out

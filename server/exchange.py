@@ -14,6 +14,7 @@ from adapters.algebra import truncate
 from adapters.codec import budget_bytes, limits_of, unpack
 from adapters.errors import AdapterError, listing, quoted
 from adapters.head import Head, head_budget_bytes, unpack_head
+from adapters.pruning import kept_rank
 from adapters.records import from_record
 from server.broadcast import Asked
 from server.roster import Member, Roster
@@ -121,7 +122,7 @@ def _admit(
     limits = limits_of(roster.shapes, member.rank, asked.rule.sends)
     adapter = unpack(packed, known, limits)
     check_adapter(adapter, asked, roster.shapes)
-    head, head_bytes = _admit_head(content, roster)
+    head, head_bytes = _admit_head(content, asked, roster)
     metrics = read_metrics(content)
     num_examples = metrics.pop("num-examples", 0)
     if num_examples != int(num_examples) or not 0 < num_examples <= MAX_EXAMPLES:
@@ -131,9 +132,13 @@ def _admit(
     return Reply(member, adapter, int(num_examples), metrics, len(packed) + head_bytes, head=head)
 
 
-def _admit_head(content: RecordDict, roster: Roster) -> tuple[Head | None, int]:
-    """The head of a reply and its bytes, where the task has one."""
+def _admit_head(content: RecordDict, asked: Asked, roster: Roster) -> tuple[Head | None, int]:
+    """The head of a reply and its bytes, where the task has one and it travels."""
     if not roster.head_shapes:
+        return None, 0
+    if asked.rule.keeps_head:
+        if "head" in content:
+            raise AdapterError("a head came, though each client of this run keeps its own")
         return None, 0
     packed = from_record(content.get("head"), limit=head_budget_bytes(roster.head_shapes))
     head = unpack_head(packed, roster.head_shapes)
@@ -187,7 +192,7 @@ def check_adapter(adapter: Adapter, asked: Asked, shapes: Mapping[str, tuple[int
             f"modules or shapes differ from the base model's: {listing(sorted(odd))}"
         )
     wanted = asked.member.rank
-    if asked.rule.prune < 1.0 and adapter.rank == max(1, int(asked.rule.prune * wanted)):
+    if adapter.rank == kept_rank(wanted, asked.rule.prune, asked.rule.min_rank):
         wanted = adapter.rank
     for name, factors in adapter.items():
         if factors.rank != wanted:

@@ -18,16 +18,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Met
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerBase
 
-from adapters.adapter import Adapter
-from adapters.codec import pack, unpack
+from adapters.adapter import Adapter, Delta
+from adapters.codec import pack, unpack, unpack_delta
 from adapters.errors import AdapterError, BouquetError
 from adapters.head import pack_head, unpack_head
 from adapters.records import STYPE
+from adapters.refactoring import as_factors
 from server.aggregation import aggregate, freezes_tails, frozen_tails, weigh
 from server.attendance import call_roster
 from server.broadcast import Asked, ask, broadcast, broadcast_to, round_messages
 from server.exchange import admit_replies, open_reply, read_metrics
-from server.guard import guard
+from server.guard import guard, keeps_b
 from server.mailbox import Mailbox
 from server.method import method_of
 from server.roster import Roster
@@ -74,7 +75,7 @@ class FlowerStrategy(FlowerBase):
         cohort = sample_cohort(
             roster.members, self.settings.clients.fraction, self.settings.seed, server_round
         )
-        self._cohort = ask(cohort, self._strategy, self._model)
+        self._cohort = ask(cohort, self._strategy, self._model, self.settings.clients.head)
         self._sent = broadcast_to(self._cohort, self._model, self.settings.wire.dtype)
         return self._messages(MessageType.TRAIN, self._cohort, server_round, config, roster)
 
@@ -95,7 +96,8 @@ class FlowerStrategy(FlowerBase):
             )
         if len(admitted) < self.settings.clients.min_replies:
             raise BouquetError(f"round {server_round} has only {len(admitted)} usable replies")
-        updates = weigh(admitted, self.settings.clients.weights, start)
+        own_b = keeps_b(self._cohort)
+        updates = weigh(admitted, self.settings.clients.weights, start, own_b)
         freezes_tail = freezes_tails(self._cohort)
         tails = frozen_tails(admitted, updates, start) if freezes_tail else []
         model = aggregate(self._strategy, self._model, admitted, updates, tails)
@@ -126,7 +128,7 @@ class FlowerStrategy(FlowerBase):
         if not self.settings.evaluate.clients:
             return []
         roster = self._call(grid)
-        asked = ask(roster.members, self._strategy, self._model)
+        asked = ask(roster.members, self._strategy, self._model, self.settings.clients.head)
         self._sent = broadcast_to(asked, self._model, self.settings.wire.dtype)
         return self._messages(MessageType.EVALUATE, asked, server_round, config, roster)
 
@@ -156,7 +158,7 @@ class FlowerStrategy(FlowerBase):
         total = _model_from(arrays, self._roster).total()
         if total is None:
             raise BouquetError("the global model is still the base itself: no round has run")
-        return total
+        return as_factors(total)
 
     def _call(self, grid: Grid) -> Roster:
         if self._roster is None:
@@ -180,7 +182,7 @@ class FlowerStrategy(FlowerBase):
 
 
 def _record_from(model: GlobalModel) -> ArrayRecord:
-    parts = {"merged": model.merged, "start": model.start}
+    parts: dict[str, Delta | None] = {"merged": model.merged, "start": model.start}
     packed = {name: pack(part) for name, part in parts.items() if part is not None}
     if model.head is not None:
         packed["head"] = pack_head(model.head)
@@ -194,7 +196,7 @@ def _model_from(arrays: ArrayRecord, roster: Roster | None) -> GlobalModel:
     parts = {name: array.data for name, array in arrays.items()}
     shapes = roster.head_shapes if roster is not None else {}
     return GlobalModel(
-        merged=unpack(parts["merged"]) if "merged" in parts else None,
+        merged=unpack_delta(parts["merged"]) if "merged" in parts else None,
         start=unpack(parts["start"]) if "start" in parts else None,
         head=unpack_head(parts["head"], shapes) if "head" in parts else None,
         memory=json.loads(parts.get("memory", b"{}")),

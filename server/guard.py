@@ -1,7 +1,9 @@
 """What the changes of a whole cohort say about one reply: too large, clipped, or an outlier.
 
 A change is the trained delta less that of the start, as far as the client's rank let it see it.
-Norms and inner products come from Gram matrices of the factors; no dense delta is formed.
+Norms and inner products come from Gram matrices of the factors; no dense delta is formed. Where B
+is the client's own and never travels, nobody but the client knows its delta: what is measured then
+is the factor that travelled, A - A_0.
 """
 
 from collections.abc import Sequence
@@ -32,12 +34,17 @@ def guard(
     """The replies without those whose change is absurdly large, and the rest clipped, as asked.
 
     With m the median of ||change_k||_F over at least three replies: excluded above
-    `max_norm_ratio` m, scaled down to `clip_norm_ratio` m above that. 0 turns either off.
+    `max_norm_ratio` m, scaled down to `clip_norm_ratio` m above that. 0 turns either off. Where the
+    cohort keeps B, change_k is that of A.
     """
     replies = admitted.replies
     if len(replies) < SMALLEST_COHORT or not (clients.max_norm_ratio or clients.clip_norm_ratio):
         return admitted
-    norms = [change_norm(reply.adapter, start) for reply in replies]
+    own_b = keeps_b(cohort)
+    norms = [
+        step_norm(reply.adapter, start) if own_b else change_norm(reply.adapter, start)
+        for reply in replies
+    ]
     median = float(np.median(norms))
     kept, rejected = [], list(admitted.rejected)
     for reply, size in zip(replies, norms, strict=True):
@@ -49,12 +56,47 @@ def guard(
             rejected.append(Rejection(reply.member.name, reason))
         elif clients.clip_norm_ratio and size > clients.clip_norm_ratio * median > 0.0:
             limit = clients.clip_norm_ratio * median
-            kept.append(replace(reply, adapter=clip_change(reply.adapter, start, limit)))
+            clip = clip_step if own_b else clip_change
+            kept.append(replace(reply, adapter=clip(reply.adapter, start, limit)))
         else:
             kept.append(reply)
     order = [asked.member.name for asked in cohort]
     rejected.sort(key=lambda rejection: order.index(rejection.client))
     return replace(admitted, replies=kept, rejected=rejected)
+
+
+def keeps_b(cohort: Sequence[Asked]) -> bool:
+    """Whether this cohort's B never travels, so that its deltas are unknown; it does so as one."""
+    return any(each.rule.keeps_b for each in cohort)
+
+
+def step_of_a(adapter: Adapter, start: Adapter | None) -> Adapter:
+    """A - A_0 as an adapter: its delta has the norms and inner products of that step.
+
+    B is the first r columns of the unit matrix, so that B (A - A_0) is A - A_0, below it zeros.
+    A_0 is zero where there is no start.
+    """
+    begin = _begin(adapter, start)
+    modules = {}
+    for name, f in adapter.items():
+        at = np.zeros_like(f.a) if start is None else begin[name].a
+        rows = f.rank if start is None else max(f.rank, start[name].rank)
+        modules[name] = Factors(f.a - at, np.eye(rows, f.rank, dtype=np.float32), 1.0)
+    return Adapter(modules)
+
+
+def step_norm(adapter: Adapter, start: Adapter | None) -> float:
+    """||A - A_0||_F over all modules; 0 where it is rounding."""
+    size = norm(step_of_a(adapter, start))
+    whole = float(np.sqrt(sum(float(np.vdot(f.a, f.a)) for f in adapter.values())))
+    return size if size > ROUNDING * whole else 0.0
+
+
+def clip_step(adapter: Adapter, start: Adapter | None, limit: float) -> Adapter:
+    """The adapter with A drawn back to A_0 + t (A - A_0), t = limit / ||A - A_0||; B stays."""
+    step = step_of_a(adapter, start)
+    back = np.float32(1.0 - min(1.0, limit / norm(step)))
+    return Adapter({n: Factors(f.a - back * step[n].a, f.b, f.scale) for n, f in adapter.items()})
 
 
 def change_norm(adapter: Adapter, start: Adapter | None) -> float:

@@ -38,6 +38,8 @@ class Mailbox:
         self._answered: set[str] = set()
         self._answers: list[Message] = []
         self.strays: Counter[str] = Counter()
+        self.unheard: list[Message] = []
+        """Answers that had come when the caller of `exchange` stopped listening."""
 
     def node_ids(self) -> list[int]:
         """The nodes that are connected now, sorted."""
@@ -46,15 +48,19 @@ class Mailbox:
     def exchange(self, messages: Iterable[Message], seconds: float) -> Iterator[Message]:
         """Send the messages and yield each answer as it comes, until `seconds` have passed.
 
-        The caller may stop before; what comes after that is late.
+        The caller may stop before; what comes after that is late, and what had come with the last
+        one that was taken is in `unheard`.
         """
+        self.unheard = []
         deadline = time.monotonic() + seconds
         self._overdue |= self._waiting
         self._waiting = self._push(messages)
         pause = SHORTEST_PAUSE_SECONDS
         while self._waiting:
             came = self._pull()
-            yield from came
+            for at, answer in enumerate(came):
+                self.unheard = came[at + 1 :]
+                yield answer
             left = deadline - time.monotonic()
             if not self._waiting or left <= 0.0:
                 return

@@ -1,12 +1,13 @@
 """The strategy that a run's configuration names."""
 
+from adapters.errors import UsageError
 from settings.run import RunSettings
-from strategies.registry import Options, make_strategy
+from strategies.registry import Options, make_strategy, refuse_weights
 from strategies.strategy import Strategy
 
 
 def method_of(settings: RunSettings) -> Strategy:
-    """The strategy with its options; UsageError where they do not fit each other."""
+    """The strategy with its options; UsageError where they do not fit each other or the weights."""
     strategy = settings.strategy
     options = Options(
         energy=strategy.energy,
@@ -14,5 +15,24 @@ def method_of(settings: RunSettings) -> Strategy:
         ridge=strategy.ridge,
         prune=strategy.prune,
         penalty=strategy.penalty,
+        min_rank=strategy.min_rank,
     )
-    return make_strategy(strategy.name, options)
+    method = make_strategy(strategy.name, options)
+    refuse_weights(strategy.name, method, settings.clients.weights)
+    _check_head(settings)
+    return method
+
+
+def _check_head(settings: RunSettings) -> None:
+    if settings.clients.head != "own":
+        return
+    if settings.task != "classification":
+        raise UsageError(
+            f"clients.head=own is for task=classification; task={settings.task} trains no head: "
+            "leave clients.head at auto"
+        )
+    if settings.evaluate.trained:
+        raise UsageError(
+            "evaluate.trained needs the clients' heads, and under clients.head=own they never "
+            "travel: set one of the two otherwise"
+        )

@@ -2,70 +2,121 @@
 
     merged = sum of the pieces, each named by the hash of its bytes
 
-A piece is what one round added, or now and then all of merged, written anew at its lowest rank.
-Which it is depends on ranks alone and not on who holds what, so that a site which lost everything
-and gets all pieces has bit for bit what the others have.
+A piece is a term of what one round added (adapters/terms.py), or now and then all of merged,
+written anew in its cheapest form. A start that is a term of merged (one that was taken out of the
+rest, or that steps are steps of) is such a piece, too, and travels once. Which pieces there are
+depends on ranks alone and not on who holds what, so that a site which lost everything and gets all
+pieces has bit for bit what the others have.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapters.adapter import Adapter
-from adapters.algebra import stack
+from adapters.adapter import Adapter, Delta
+from adapters.algebra import add
 from adapters.codec import pack
-from adapters.refactoring import refactor
+from adapters.refactoring import compact
+from adapters.terms import MINUS, PLUS, Term, sum_of_terms
 from strategies.strategy import GlobalModel
 
 MOST_TIMES_ITS_SIZE = 2.0
-"""All pieces together hold at most this many times the values of merged at its lowest rank."""
+"""All pieces together hold at most this many times the values of the model in its cheapest form."""
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A part of merged, as it travels."""
+    """A term of merged, as it travels."""
 
-    adapter: Adapter
+    kind: str
+    delta: Delta
     packed: bytes
     version: str
     """SHA-256 of `packed`, its first 128 bits."""
 
 
-def piece_of(adapter: Adapter, wire_dtype: str) -> Piece:
-    """The adapter as a piece.
+def piece_of(delta: Delta, wire_dtype: str, kind: str = PLUS) -> Piece:
+    """The delta as a piece.
 
     >>> from adapters.adapter import draw
     >>> one, two = (piece_of(draw({"q": (3, 4)}, 2, 7, 1.0), "float32") for _ in range(2))
     >>> one.version == two.version
     True
     """
-    packed = pack(adapter, wire_dtype)
-    return Piece(adapter, packed, hashlib.sha256(packed).hexdigest()[:32])
+    packed = pack(delta, wire_dtype)
+    return Piece(kind, delta, packed, hashlib.sha256(packed).hexdigest()[:32])
 
 
 def in_pieces(
     pieces: Sequence[Piece], before: GlobalModel, after: GlobalModel, wire_dtype: str
-) -> tuple[tuple[Piece, ...], Adapter | None]:
+) -> tuple[tuple[Piece, ...], Delta | None]:
     """The pieces after a round that went from `before` to `after`, and merged as their sum.
 
-    pieces: those of `before`. What the round added becomes one more where the method tells it
-    (`after.increment`) and the sum does not outgrow merged.
+    pieces: those of `before`. What the round added joins them where the method tells it
+    (`after.increment`) and all together do not outgrow the model. Written anew, a method whose
+    starts are terms of merged has two: the whole model, less its start.
     """
     if after.merged is None:
         return (), None
     if after.merged is before.merged:
         return tuple(pieces), before.merged
     if after.increment is not None:
-        newest = refactor(after.increment).adapter
-        values = sum(p.adapter.num_parameters for p in pieces) + newest.num_parameters
-        if values <= MOST_TIMES_ITS_SIZE * after.merged.num_parameters:
-            joined = (*pieces, piece_of(newest, wire_dtype))
-            return joined, sum_of(joined)
-    whole = (piece_of(after.merged, wire_dtype),)
-    return whole, sum_of(whole)
+        joined = _cancelled([*pieces, *(_newest(term, wire_dtype) for term in after.increment)])
+        values = sum(piece.delta.num_parameters for piece in distinct(joined))
+        size = after.merged.num_parameters + (after.start.num_parameters if after.start else 0)
+        if values <= MOST_TIMES_ITS_SIZE * size:
+            return joined, sum_of(joined, after.start)
+    whole = _anew(pieces, after, wire_dtype)
+    return whole, sum_of(whole, after.start)
 
 
-def sum_of(pieces: Sequence[Piece]) -> Adapter | None:
-    """The pieces side by side, in their order; None where there is none."""
-    adapters = [piece.adapter for piece in pieces]
-    return stack(adapters, [1.0] * len(adapters)) if adapters else None
+def _newest(term: Term, wire_dtype: str) -> Piece:
+    """A term as a piece; a sum of clients' deltas in its cheapest form, in which they mix."""
+    delta = compact(term.delta) if term.kind == PLUS else term.delta
+    return piece_of(delta, wire_dtype, term.kind)
+
+
+def _anew(pieces: Sequence[Piece], after: GlobalModel, wire_dtype: str) -> tuple[Piece, ...]:
+    """All of merged in one piece, or of the model where the start is a piece beside it."""
+    assert after.merged is not None
+    terms = after.increment or ()
+    stays = any(kind != PLUS for kind in (*(t.kind for t in terms), *(p.kind for p in pieces)))
+    if after.start is None or not stays:
+        return (piece_of(after.merged, wire_dtype),)
+    whole = compact(add([after.merged, after.start], [1.0, 1.0]))
+    return piece_of(whole, wire_dtype), piece_of(after.start, wire_dtype, MINUS)
+
+
+def _cancelled(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """Without pairs of the same bytes that are added and taken away."""
+    left: list[Piece] = []
+    for piece in pieces:
+        opposite = {PLUS: MINUS, MINUS: PLUS}.get(piece.kind)
+        match = [k for k, p in enumerate(left) if p.version == piece.version and p.kind == opposite]
+        if match:
+            del left[match[0]]
+        else:
+            left.append(piece)
+    return tuple(left)
+
+
+def distinct(pieces: Sequence[Piece]) -> list[Piece]:
+    """One piece of each version: the same bytes travel once."""
+    return list({piece.version: piece for piece in pieces}.values())
+
+
+def start_piece(pieces: Sequence[Piece], start: Adapter | None, wire_dtype: str) -> str:
+    """The version of the piece that the start is; empty where it is none and travels by itself."""
+    taken_out = [piece for piece in pieces if piece.kind == MINUS]
+    if start is None or not taken_out:
+        return ""
+    version = piece_of(start, wire_dtype).version
+    return version if any(piece.version == version for piece in taken_out) else ""
+
+
+def sum_of(pieces: Sequence[Piece], start: Adapter | None = None) -> Delta | None:
+    """The sum of the pieces, in their order; None where there is none.
+
+    start: what steps are steps of.
+    """
+    return sum_of_terms([Term(piece.kind, piece.delta) for piece in pieces], start)

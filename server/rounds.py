@@ -32,7 +32,7 @@ from server.evaluation import (
     with_labels,
 )
 from server.exchange import Admitted, Rejection, admit_replies
-from server.guard import guard
+from server.guard import guard, keeps_b
 from server.mailbox import Mailbox
 from server.method import method_of
 from server.pieces import in_pieces
@@ -113,9 +113,8 @@ def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
     state = ServerState(
         0, model, roster.base, roster.shapes, 0, roster.head_shapes, data=roster.data
     )
-    if any(member.keeps for member in roster.members):
-        pieces, merged = in_pieces((), GlobalModel(), model, run.settings.wire.dtype)
-        state = replace(state, model=replace(model, merged=merged), pieces=pieces)
+    pieces, merged = in_pieces((), GlobalModel(), model, run.settings.wire.dtype)
+    state = replace(state, model=replace(model, merged=merged, increment=None), pieces=pieces)
     began = time.perf_counter()
     held_out, _ = _evaluate(run, state, roster.members)
     record = base_record(held_out, roster) | {"evaluate_seconds": time.perf_counter() - began}
@@ -150,7 +149,7 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
     replies, rejected, start = admitted.replies, list(admitted.rejected), state.model.start
     run.observer.phase_started("aggregating")
     with _timed(seconds, "aggregate_seconds"):
-        updates = weigh(replies, settings.clients.weights, start)
+        updates = weigh(replies, settings.clients.weights, start, keeps_b(asked))
         freezes_tail = freezes_tails(asked)
         tails = frozen_tails(replies, updates, start) if freezes_tail else []
         after = _after(state, aggregate(strategy, state.model, replies, updates, tails), settings)
@@ -198,7 +197,7 @@ def _train(
         present, clients.fraction, settings.seed, server_round, clients.over_selection
     )
     run.observer.round_started(server_round, cohort)
-    asked = ask(cohort, run.strategy, state.model)
+    asked = ask(cohort, run.strategy, state.model, clients.head)
     sent = broadcast_to(asked, state.model, settings.wire.dtype, state.pieces)
     messages = round_messages(MessageType.TRAIN, asked, sent, settings, server_round, state.base)
     answers = run.mailbox.exchange(messages, clients.timeout_seconds)
@@ -211,18 +210,16 @@ def _train(
         server_round,
         enough=cohort_size(len(present), clients.fraction),
     )
+    for _ in _noting_holdings(run, run.mailbox.unheard):
+        pass
     return asked, sent, guard(admitted, asked, state.model.start, clients)
 
 
 def _after(state: ServerState, model: GlobalModel, settings: RunSettings) -> ServerState:
-    """The state after a round that made this model, and merged in pieces where it travels so."""
-    pieces = state.pieces
-    if pieces is not None:
-        pieces, merged = in_pieces(pieces, state.model, model, settings.wire.dtype)
-        model = replace(model, merged=merged)
-    return replace(
-        state, round=state.round + 1, model=replace(model, increment=None), pieces=pieces
-    )
+    """The state after a round that made this model, with merged as the sum of its pieces."""
+    pieces, merged = in_pieces(state.pieces or (), state.model, model, settings.wire.dtype)
+    model = replace(model, merged=merged, increment=None)
+    return replace(state, round=state.round + 1, model=model, pieces=pieces)
 
 
 def _wait_for_members(run: Run) -> list[Member]:
@@ -270,16 +267,22 @@ def _check_enough(admitted: Admitted, settings: RunSettings, server_round: int) 
 def _evaluate(
     run: Run, state: ServerState, members: list[Member]
 ) -> tuple[dict[str, Any], list[Rejection]]:
-    """The global model's losses, on the server and on these clients, as the settings ask."""
+    """The global model's losses, on the server and on these clients, as the settings ask.
+
+    Where each client has a model of its own, or its own head on the global one, the server can
+    evaluate the base alone, and the clients evaluate in any case.
+    """
     settings, strategy, model = run.settings, run.strategy, state.model
     held_out: dict[str, Any] = {}
     rejected: list[Rejection] = []
-    if settings.evaluate.server and (state.round == 0 or not strategy.properties.personal):
+    own = strategy.properties.personal or own_heads(run)
+    if settings.evaluate.server and (state.round == 0 or not own):
         run.observer.phase_started("evaluating")
         held_out |= evaluate_on_server(model, settings)
-    if settings.evaluate.clients or strategy.properties.personal:
+    if settings.evaluate.clients or own:
         run.observer.phase_started("clients evaluate")
-        asked = ask([run.attendance.current(member) for member in members], strategy, model)
+        present = [run.attendance.current(member) for member in members]
+        asked = ask(present, strategy, model, settings.clients.head)
         sent = broadcast_to(asked, model, settings.wire.dtype, state.pieces)
         messages = round_messages(
             MessageType.EVALUATE, asked, sent, settings, state.round, state.base
@@ -291,6 +294,11 @@ def _evaluate(
         bytes_down = sum(sent.bytes_for(each.member) for each in asked)
         held_out |= found | {"evaluate_bytes_down": bytes_down}
     return held_out, rejected
+
+
+def own_heads(run: Run) -> bool:
+    """Whether the task has a head and each client keeps its own."""
+    return bool(run.attendance.roster.head_shapes) and run.settings.clients.head == "own"
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 
 import tomli_w
 
-from adapters.adapter import Adapter
+from adapters.adapter import Delta
 from adapters.errors import BouquetError, UsageError
 from adapters.head import Head
 from adapters.peft_files import write_peft
@@ -157,7 +157,7 @@ class RunFolder:
 
     def export(
         self,
-        adapter: Adapter,
+        delta: Delta,
         base_model: str,
         head: Head | None = None,
         labels: tuple[str, ...] = (),
@@ -166,7 +166,7 @@ class RunFolder:
         scratch = self.path / ".writing-adapter"
         shutil.rmtree(scratch, ignore_errors=True)
         try:
-            write_peft(refactor(adapter).adapter, scratch, base_model, head, labels)
+            write_peft(refactor(delta).adapter, scratch, base_model, head, labels)
             shutil.rmtree(self.adapter_path, ignore_errors=True)
             scratch.rename(self.adapter_path)
             flush_folder(self.path)

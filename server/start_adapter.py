@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from adapters.adapter import Shapes
-from adapters.algebra import stack
+from adapters.adapter import Delta, Shapes
+from adapters.algebra import add
 from adapters.head import HeadShapes
 from adapters.peft_files import PeftAdapter, read_peft
+from adapters.terms import PLUS, Term
 from settings.run import RunSettings
 from strategies.strategy import GlobalModel
 
@@ -39,7 +40,11 @@ def with_adapter(model: GlobalModel, found: PeftAdapter | None) -> GlobalModel:
     """The global model with this adapter in `merged`, and its head."""
     if found is None:
         return model
-    merged = found.adapter
+    deltas: list[Delta] = [found.adapter]
     if model.merged is not None:
-        merged = stack([model.merged, found.adapter], [1.0, 1.0])
-    return replace(model, merged=merged, head=found.head or model.head)
+        deltas = [model.merged, found.adapter]
+    increment = model.increment
+    if increment is not None:
+        increment = (*increment, Term(PLUS, found.adapter))
+    merged = add(deltas, [1.0] * len(deltas))
+    return replace(model, merged=merged, head=found.head or model.head, increment=increment)

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapters.adapter import Adapter
-from adapters.codec import pack, unpack
+from adapters.adapter import Delta
+from adapters.codec import pack, unpack, unpack_delta
 from adapters.errors import AdapterError, BouquetError, UsageError
 from adapters.head import HeadShapes, pack_head, unpack_head
 from server.pieces import Piece, piece_of, sum_of
@@ -70,7 +70,7 @@ def save_state(state: ServerState, folder: Path) -> None:
             "head_shapes": {name: list(shape) for name, shape in state.head_shapes.items()},
             "memory": dict(state.model.memory),
             "data": dict(state.data),
-            "in_pieces": state.pieces is not None,
+            "pieces": None if state.pieces is None else [piece.kind for piece in state.pieces],
             "log_bytes": state.log_bytes,
             "files": hashes,
         }
@@ -92,11 +92,11 @@ def save_state(state: ServerState, folder: Path) -> None:
 
 def _packed(state: ServerState) -> dict[str, bytes]:
     model = state.model
-    parts: dict[str, Adapter | None] = {"start": model.start}
+    parts: dict[str, Delta | None] = {"start": model.start}
     if state.pieces is None:
         parts["merged"] = model.merged
     else:
-        parts |= {f"piece-{k:03d}": piece.adapter for k, piece in enumerate(state.pieces)}
+        parts |= {f"piece-{k:03d}": piece.delta for k, piece in enumerate(state.pieces)}
     packed = {name: pack(part) for name, part in parts.items() if part is not None}
     return packed if model.head is None else {**packed, "head": pack_head(model.head)}
 
@@ -157,17 +157,21 @@ def _read_state(path: Path, wire_dtype: str) -> ServerState:
             raise ValueError(f"{name} does not match its hash")
         parts[name.removesuffix(".safetensors")] = data
     head_shapes = {name: tuple(shape) for name, shape in manifest["head_shapes"].items()}
-    merged = unpack(parts["merged"]) if "merged" in parts else None
+    merged = unpack_delta(parts["merged"]) if "merged" in parts else None
+    start = unpack(parts["start"]) if "start" in parts else None
     pieces = None
-    if manifest["in_pieces"]:
+    if manifest["pieces"] is not None:
         names = sorted(name for name in parts if name.startswith("piece-"))
-        pieces = tuple(piece_of(unpack(parts[name]), wire_dtype) for name in names)
-        merged = sum_of(pieces)
+        pieces = tuple(
+            piece_of(unpack_delta(parts[name]), wire_dtype, kind)
+            for name, kind in zip(names, manifest["pieces"], strict=True)
+        )
+        merged = sum_of(pieces, start)
     return ServerState(
         round=manifest["round"],
         model=GlobalModel(
             merged=merged,
-            start=unpack(parts["start"]) if "start" in parts else None,
+            start=start,
             head=unpack_head(parts["head"], head_shapes) if "head" in parts else None,
             memory=manifest["memory"],
         ),

@@ -58,7 +58,7 @@ LEGEND = (
     "own, and there is no global one.\n\n"
     "Bytes are those of one client in one round: b the bytes of a value; M, N, D the sums over "
     "modules of m, n, m + n; r the common rank, r_k the client's, R the largest, S the sum of the "
-    "ranks in the cohort, T the rounds so far."
+    "ranks in the cohort; for clients that keep what they were sent."
 )
 
 

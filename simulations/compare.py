@@ -1,8 +1,8 @@
 """Runs of the same job under several strategies and seeds, one after the other in this process.
 
 Each goes the way of `bouquet simulate`: same base, same parts of the data, same batches and same
-seeds. All that differs within a seed is strategy.name. One that is refused or fails does not stop
-the others.
+seeds. All that differs within a seed is strategy.name, and the learning rate where each method
+chooses its own (simulations/tuning.py). One that is refused or fails does not stop the others.
 """
 
 import logging
@@ -19,6 +19,7 @@ from settings.run import RunSettings, run_settings
 from simulations.comparison_folder import Comparison, Entry
 from simulations.results import REFERENCES, read_rounds
 from simulations.simulate import prepare, simulate
+from simulations.tuning import Tuning, final_loss
 from strategies.registry import STRATEGIES, make_strategy
 
 log = logging.getLogger("bouquet")
@@ -43,6 +44,9 @@ class ComparisonObserver(RunObserver, Protocol):
 
     def run_kept(self, entry: Entry) -> None:
         """It was whole before."""
+
+    def rate_chosen(self, name: str, tuning: Tuning) -> None:
+        """All rates have been tried for this method."""
 
     def on_message(self, kind: str, client: int) -> None:
         """A client begins on a message."""
@@ -96,17 +100,20 @@ class Runner:
         self.observer = observer
 
     def play(self) -> None:
-        """Whatever is not done yet: first every run, then, with equal bytes, the cheaper ones on.
+        """Whatever is not done yet: the trials of rates, where there are some to choose from, then
+        every run, then, with equal bytes, the cheaper ones on.
 
         Raises BouquetError only where the comparison itself cannot be kept.
         """
+        for name in self.comparison.names if self.comparison.rates else ():
+            self._tune(name)
         for entry in self.comparison.entries():
             if entry.key in self.comparison.done:
                 self.observer.run_kept(entry)
                 continue
             settings = self.settings(entry)
             self.observer.run_began(entry, settings)
-            failure = self._attempt(entry, settings)
+            failure = self._without_a_rate(entry.name) or self._attempt(entry, settings)
             if failure is None:
                 self.comparison.finished(entry)
             else:
@@ -116,8 +123,37 @@ class Runner:
             for seed in sorted({entry.seed for entry in self.comparison.entries()}):
                 self._spend_equally(seed)
 
+    def _tune(self, name: str) -> None:
+        """Try each rate with this method, and say which is chosen."""
+        for entry in self.comparison.trial_entries(name):
+            if entry.key in self.comparison.trials:
+                self.observer.run_kept(entry)
+                continue
+            settings = self.settings(entry)
+            self.observer.run_began(entry, settings)
+            failure = self._attempt(entry, settings)
+            records = read_rounds(self.comparison.folder(entry) / "rounds.jsonl")
+            metric, loss = final_loss(name, records)
+            if failure is None and loss is None:
+                failure = "it has no finite held-out loss"
+            self.comparison.tried(entry, metric, None if failure else loss, failure)
+            self.observer.run_ended(entry, failure)
+        tuning = self.comparison.tuning(name)
+        assert tuning is not None
+        self.observer.rate_chosen(name, tuning)
+
+    def _without_a_rate(self, name: str) -> str | None:
+        """Why a method cannot run: none of the rates that it could choose from trained."""
+        tuning = self.comparison.tuning(name)
+        if tuning is None or tuning.chosen is not None:
+            return None
+        return f"it failed at every rate of --tune-rates: {tuning.trials[0].failure}"
+
     def settings(self, entry: Entry, rounds: int | None = None) -> RunSettings:
-        """The settings of one run: the shared ones, its strategy, its seed, its folder."""
+        """The settings of one run: the shared ones, its strategy, its seed, its folder, its rate.
+
+        A trial evaluates at its end only.
+        """
         folder = self.comparison.folder(entry)
         own: dict[str, Value] = {
             "strategy.name": NEUTRAL if entry.name in REFERENCES else entry.name,
@@ -127,6 +163,12 @@ class Runner:
         }
         if rounds is not None:
             own["rounds"] = rounds
+        tuning = self.comparison.tuning(entry.name)
+        if entry.rate is not None:
+            own |= {"local.learning-rate": entry.rate}
+            own |= {"evaluate.every": int(self.comparison.config["rounds"])}
+        elif tuning is not None and tuning.chosen is not None:
+            own["local.learning-rate"] = tuning.chosen
         return run_settings(*self.layers, own)
 
     def _attempt(self, entry: Entry, settings: RunSettings) -> str | None:

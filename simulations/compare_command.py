@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from adapters.errors import BouquetError, listing
+from adapters.errors import BouquetError, UsageError, listing
 from settings.keys import Value, flatten
 from simulations import job_options as job
 from simulations.report_command import next_number
@@ -44,6 +44,17 @@ def compare(
             rich_help_panel=job.WHAT,
         ),
     ] = False,
+    tune_rates: Annotated[
+        str,
+        typer.Option(
+            "--tune-rates",
+            metavar="RATES",
+            help="Learning rates with commas, such as 3e-4,1e-3,3e-3: each strategy and reference "
+            "runs once with each, on a seed that is not reported, and takes the one that ends at "
+            "the lowest held-out loss. Instead of --lr, which is the same for all.",
+            rich_help_panel=job.WHAT,
+        ),
+    ] = "",
     task: job.TaskOption = None,
     clients: job.ClientsOption = None,
     ranks: job.RanksOption = None,
@@ -84,6 +95,7 @@ def compare(
       bouquet compare --strategies all --ranks 8 --clients 10 --seeds 5 --equal-bytes
     """
     from simulations.compare import choose_names, shared_settings
+    from simulations.tuning import parse_rates
 
     layers: list[Mapping[str, Value]] = [
         *job.config_layers(config),
@@ -91,8 +103,14 @@ def compare(
     ]
     if shared_settings(layers).data.client_held_out_share() > 0:
         layers = [{"evaluate.clients": True}, *layers]
+    if tune_rates and learning_rate is not None:
+        raise UsageError(
+            "--tune-rates chooses each method's learning rate, and --lr sets one for all: give one "
+            "of the two"
+        )
+    rates = parse_rates(tune_rates) if tune_rates else []
     names = choose_names(strategies, shared_settings(layers).ranks())
-    run_comparison(layers, names, seeds, equal_bytes, output)
+    run_comparison(layers, names, seeds, equal_bytes, output, rates)
 
 
 def run_comparison(
@@ -101,8 +119,9 @@ def run_comparison(
     seeds: int,
     equal_bytes: bool,
     output: Path | None,
+    rates: Sequence[float] = (),
 ) -> None:
-    """Prepare, run all, and sum up."""
+    """Prepare, tune, run all, and sum up."""
     from simulations.compare import Runner, shared_settings
     from simulations.comparison_display import ComparisonDisplay, print_results
     from simulations.comparison_folder import open_comparison
@@ -116,12 +135,15 @@ def run_comparison(
     settings = plan.settings
     layers = [*layers, {"data.labels": settings.data.labels}]
     path = output or next_number(Path("comparisons"))
-    comparison = open_comparison(path, names, seeds, equal_bytes, flatten(settings), plan.data)
+    comparison = open_comparison(
+        path, names, seeds, equal_bytes, flatten(settings), rates, plan.data
+    )
     entries = comparison.entries()
+    count = len(entries) + len(comparison.names) * len(comparison.rates)
     played = listing(sorted({entry.seed for entry in entries}))
     methods = f"[bold]{', '.join(comparison.names)}[/]; seeds {played}"
     console.print(plan_panel(settings, plan, "bouquet compare", methods))
-    display = ComparisonDisplay(console, len(entries), settings.rounds)
+    display = ComparisonDisplay(console, count, settings.rounds)
     try:
         with display.live():
             Runner(comparison, layers, display).play()

@@ -25,6 +25,7 @@ from settings.units import human_bytes
 from simulations.comparison_folder import Entry
 from simulations.display import LONGEST_NOTE
 from simulations.results import LOSS, Spread, SummaryRow, headline_metric
+from simulations.tuning import Tuning
 
 
 def human_seconds(seconds: float) -> str:
@@ -142,6 +143,21 @@ class ComparisonDisplay:
         """Say that nothing is left to do for it."""
         self._number, self._kept = self._number + 1, self._kept + 1
         self._print(f"run {self._number} of {self._runs}: {entry} is done already")
+
+    def rate_chosen(self, name: str, tuning: Tuning) -> None:
+        """One line: the rate, the loss at each, and whether a better one may lie beyond."""
+        losses = ", ".join(
+            f"{t.rate:g}: {'failed' if t.loss is None else f'{t.loss:.4f}'}" for t in tuning.trials
+        )
+        if tuning.chosen is None:
+            self._warn(f"{name}: every rate failed ({losses})")
+            return
+        self._print(f"{name}: takes rate {tuning.chosen:g} ({losses})")
+        if tuning.at_end:
+            self._warn(
+                f"{name}: {tuning.chosen:g} is at the end of --tune-rates; a better rate may lie "
+                "beyond it"
+            )
 
     def _print(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)

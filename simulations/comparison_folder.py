@@ -2,6 +2,7 @@
 
 comparisons/001/comparison.json        what is compared, what is done, what failed and why
 comparisons/001/runs/NAME/seed-N/      one run, as `bouquet simulate` writes it
+comparisons/001/tuning/NAME/rate-R/    one trial of a learning rate, with --tune-rates
 comparisons/001/results.json, .csv     every number of every round
 """
 
@@ -17,7 +18,8 @@ from server.run_folder import versions
 from server.state import write_durably
 from settings.keys import Value
 from simulations.data_record import refuse_changed_data
-from simulations.results import Run, read_run
+from simulations.results import LOSS, Run, read_run
+from simulations.tuning import Trial, Tuning, tuning_seed
 
 FILE = "comparison.json"
 FORMAT = "bouquet-comparison-1"
@@ -39,13 +41,19 @@ class Entry:
 
     name: str
     seed: int
+    rate: float | None = None
+    """Where it is a trial: the learning rate that it tries."""
 
     def __str__(self) -> str:
+        if self.rate is not None:
+            return f"tuning {self.name}, rate {self.rate:g}"
         return f"{self.name}, seed {self.seed}"
 
     @property
     def key(self) -> str:
-        """Where it lies below the folder of runs."""
+        """Where it lies below the folder of runs, or of trials."""
+        if self.rate is not None:
+            return f"{self.name}/rate-{self.rate:g}"
         return f"{self.name}/seed-{self.seed}"
 
 
@@ -67,6 +75,10 @@ class Comparison:
     """Key -> the budget of bytes that a run was extended to."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Each file of the data with its hash, as in a run's data.json."""
+    rates: list[float] = field(default_factory=list)
+    """The learning rates that each method chooses from; empty: all take that of `config`."""
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Key -> what a trial came to: metric, loss (null: none), failure."""
 
     def entries(self) -> list[Entry]:
         """All runs, those of one seed together, so that each seed is complete before the next."""
@@ -75,9 +87,32 @@ class Comparison:
             Entry(name, seed) for seed in range(first, first + self.seeds) for name in self.names
         ]
 
+    def trial_entries(self, name: str) -> list[Entry]:
+        """The trials of one method, done or not; none without rates."""
+        seed = tuning_seed(int(self.config["seed"]))
+        return [Entry(name, seed, rate) for rate in self.rates]
+
+    def tuning(self, name: str) -> Tuning | None:
+        """What the trials of a method came to; None before all are done, and without rates."""
+        entries = self.trial_entries(name)
+        found = [self.trials[entry.key] for entry in entries if entry.key in self.trials]
+        if not entries or len(found) < len(entries):
+            return None
+        trials = tuple(
+            Trial(rate, each["loss"], each["failure"])
+            for rate, each in zip(self.rates, found, strict=True)
+        )
+        metrics = [each["metric"] for each in found if each["loss"] is not None]
+        return Tuning(entries[0].seed, metrics[0] if metrics else LOSS, trials)
+
     def folder(self, entry: Entry) -> Path:
         """Where this run lies."""
-        return self.path / "runs" / entry.key
+        return self.path / ("runs" if entry.rate is None else "tuning") / entry.key
+
+    def tried(self, entry: Entry, metric: str, loss: float | None, failure: str | None) -> None:
+        """Remember what a trial came to; it is not repeated, so that its choice stands."""
+        self.trials[entry.key] = {"metric": metric, "loss": loss, "failure": failure}
+        self.save()
 
     def finished(self, entry: Entry) -> None:
         """Remember that the run is whole."""
@@ -100,6 +135,8 @@ class Comparison:
             "done": self.done,
             "failures": self.failures,
             "spent": self.spent,
+            "rates": self.rates,
+            "trials": self.trials,
             "config": dict(self.config),
             "data": dict(self.data),
         }
@@ -116,11 +153,13 @@ class Comparison:
     def run(self, entry: Entry) -> Run:
         """The run as it is now; one that never began has no records."""
         failure, folder = self.failures.get(entry.key), self.folder(entry)
+        tuning = self.tuning(entry.name)
+        how = None if tuning is None else tuning.as_dict()
         if (folder / "config.toml").is_file():
-            return replace(read_run(folder), name=entry.name, failure=failure)
+            return replace(read_run(folder), name=entry.name, failure=failure, tuning=how)
         reason = failure or "not yet run"
         config = {**self.config, "seed": entry.seed, "strategy.name": entry.name}
-        return Run(entry.name, entry.seed, folder, config, versions(), [], reason)
+        return Run(entry.name, entry.seed, folder, config, versions(), [], reason, how)
 
     def runs(self) -> Iterator[Run]:
         """All runs, in the order of names."""
@@ -136,17 +175,26 @@ def open_comparison(
     seeds: int,
     equal_bytes: bool,
     config: Mapping[str, Value],
+    rates: Sequence[float] = (),
     data: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """The comparison in this folder, begun or gone on with.
 
     What it compares may grow: names, seeds and the budget are added to those it has. UsageError
-    where the folder holds something else, or where the configuration or the data differ.
+    where the folder holds something else, or where the configuration, the rates to choose from or
+    the data differ.
 
     data: each file with its hash, as `data_record` makes them.
     """
     if is_comparison(path):
         kept = load_comparison(path)
+        if list(rates) != kept.rates:
+            was, now = (_listed(each) for each in (kept.rates, rates))
+            raise UsageError(
+                f"{path} compares runs with {was}, and now it is {now}. All methods of a "
+                "comparison choose from the same rates: give it the same, or choose another "
+                "--output"
+            )
         for name in sorted({*kept.config, *config}.difference(MAY_DIFFER)):
             if kept.config.get(name) != config.get(name):
                 raise UsageError(
@@ -171,9 +219,15 @@ def open_comparison(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{path} cannot be made: {os.strerror(error.errno or 0)}") from error
-    comparison = Comparison(path, list(names), seeds, dict(config), equal_bytes, data=data or {})
+    comparison = Comparison(
+        path, list(names), seeds, dict(config), equal_bytes, data=data or {}, rates=list(rates)
+    )
     comparison.save()
     return comparison
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return f"--tune-rates {','.join(f'{r:g}' for r in rates)}" if rates else "no --tune-rates"
 
 
 def is_comparison(path: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from adapters.adapter import Adapter
+from adapters.adapter import Delta
 from adapters.errors import BouquetError
 from adapters.refactoring import singular_values
 from server.state import load_state
@@ -99,7 +99,7 @@ def _first_spectrum(series: Series) -> tuple[Run, npt.NDArray[np.float64]] | Non
     return None
 
 
-def _thinned(adapter: Adapter) -> Adapter:
+def _thinned(delta: Delta) -> Delta:
     """All modules, or evenly spaced ones where all would take too long."""
-    step = math.ceil(sum(factors.rank**3 for factors in adapter.values()) / MOST_WORK)
-    return Adapter(dict(list(adapter.items())[:: max(step, 1)]))
+    step = math.ceil(sum(form.rank**3 for form in delta.values()) / MOST_WORK)
+    return Delta(dict(list(delta.items())[:: max(step, 1)]))

@@ -20,6 +20,7 @@ from adapters.records import from_record, to_record
 from server.state import write_durably
 from settings.keys import Value
 from settings.site import client_name
+from simulations.holdings import Holdings
 
 RUN_ID = 1
 SERVER_NODE = 1
@@ -38,12 +39,15 @@ class InProcessGrid(Grid):
         on_message: Callable[[str, int], None] = lambda kind, client: None,
         keep: Path | None = None,
         node_configs: Sequence[dict[str, Value]] | None = None,
+        holdings: Holdings | None = None,
     ) -> None:
         """keep: folder for what the clients keep between rounds; None: in memory only.
 
+        holdings: what they hold of the global model; None: nothing yet, and in memory only.
         node_configs: of clients that own what separate sites own; None: parts of one data set.
         """
         self._keep = keep
+        self._holdings = holdings or Holdings()
         self._app = client_app
         self._on_message = on_message
         self._run = Run.create_empty(RUN_ID)
@@ -97,7 +101,9 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Answer each message now; the replies wait to be pulled."""
-        return [self._deliver(message) for message in messages]
+        sent = [self._deliver(message) for message in messages]
+        self._holdings.save()
+        return sent
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to these messages, each once."""
@@ -115,12 +121,16 @@ class InProcessGrid(Grid):
         message.metadata.__dict__["_message_id"] = message_id  # as Flower's own grid does
         node = message.metadata.dst_node_id
         self._on_message(message.metadata.message_type, node - FIRST_CLIENT_NODE)
+        name = client_name(node - FIRST_CLIENT_NODE)
+        message = self._holdings.complete(name, message)
         try:
             reply = self._app(message, self._contexts[node])
         except Exception as error:  # as Flower does: one client's crash is that client's reply
             reply = Message(
                 Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message
             )
+        if reply is not None and reply.has_content():
+            self._holdings.tell(name, reply.content)
         self._replies[message_id] = reply
         self._write_kept(node)
         return message_id

@@ -23,7 +23,7 @@ from simulations.figure_style import HUES, PHASES, Plot, inline_svg, styled, wri
 from simulations.figures import SECTIONS, all_plots
 from simulations.page_summary import table
 from simulations.page_verdict import verdict
-from simulations.results import Run, summary_rows
+from simulations.results import LOSS, Run, summary_rows
 
 HERE = Path(__file__).resolve().parent
 MOST_ROWS = 250
@@ -141,6 +141,7 @@ def _render(
         differences=differences([(run, run.config) for run in runs]),
         versions=_common([run.versions for run in runs]),
         other_versions=differences([(run, run.versions) for run in runs]),
+        tuning=tuning_table(runs),
         failures=failures(runs),
         ended=ended(runs),
         seeds=sorted({run.seed for run in runs}),
@@ -226,6 +227,39 @@ def differences(found: Sequence[tuple[Run, Mapping[str, Any]]]) -> list[dict[str
             ]
             listed.append({"key": key, "groups": named})
     return listed
+
+
+def tuning_table(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """The final loss of each method at each rate that it chose from; None where nothing was tuned.
+
+    Methods that chose the end of the list are named: a better rate may lie beyond it.
+    """
+    tuned = {run.name: run.tuning for run in runs if run.tuning is not None}
+    if not tuned:
+        return None
+    rates = sorted({trial["rate"] for each in tuned.values() for trial in each["trials"]})
+    lines = []
+    for name, each in tuned.items():
+        losses = {trial["rate"]: trial["loss"] for trial in each["trials"]}
+        cells = [
+            {
+                "text": ("failed" if losses[rate] is None else f"{losses[rate]:.4f}")
+                if rate in losses
+                else "",
+                "chosen": rate == each["chosen"],
+            }
+            for rate in rates
+        ]
+        own = each["metric"] != LOSS
+        lines.append({"name": name, "cells": cells, "own": own})
+    at_end = [name for name, each in tuned.items() if each["at_end_of_list"]]
+    return {
+        "rates": [f"{rate:g}" for rate in rates],
+        "lines": lines,
+        "seeds": listing(sorted({each["seed"] for each in tuned.values()})),
+        "at_end": listing(at_end, limit=20) if at_end else "",
+        "own": listing([line["name"] for line in lines if line["own"]], limit=20),
+    }
 
 
 def failures(runs: Sequence[Run]) -> list[tuple[str, int, int, str, str]]:

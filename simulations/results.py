@@ -59,6 +59,8 @@ class Run:
     """The records of rounds.jsonl, round 0 first; may be empty."""
     failure: str | None = None
     """Why it was refused or ended early."""
+    tuning: Mapping[str, Any] | None = None
+    """How its method's learning rate was chosen, as in results.json; None where none was."""
 
     @property
     def noise_as_before(self) -> bool:
@@ -264,6 +266,7 @@ def write_results(folder: Path, runs: Sequence[Run]) -> None:
         "runs": objects,
         "config": _common([run.config for run in runs]),
         "versions": _common([run.versions for run in runs]),
+        "tuning": {run.name: dict(run.tuning) for run in runs if run.tuning is not None},
     }
     table = io.StringIO()
     cumulative = ("cumulative_bytes_up", "cumulative_bytes_down", "cumulative_seconds")

@@ -17,6 +17,7 @@ from settings.keys import as_list, flatten
 from settings.run import EMBEDDED, RunSettings
 from settings.site import client_name
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
+from simulations.holdings import open_holdings
 from strategies.registry import refuse_ranks
 from strategies.strategy import Strategy
 
@@ -202,5 +203,12 @@ def simulate(
         folder.create(settings, data)
     run_config = flatten(replace(settings, resume=True))
     keep = Path(settings.output) / "clients"
-    grid = InProcessGrid(client_app, settings.clients.count, run_config, on_message, keep)
+    grid = InProcessGrid(
+        client_app,
+        settings.clients.count,
+        run_config,
+        on_message,
+        keep,
+        holdings=open_holdings(settings, keep),
+    )
     server_app(grid, Context(RUN_ID, SERVER_NODE, {}, RecordDict(), dict(run_config)))

@@ -6,24 +6,21 @@ of Foundation Models", ACL 2025, arXiv 2410.09432.
     A <- sum_k p_k A_k,   B <- sum_k p_k s_k B_k   (scale 1)
     merged <- merged + sum_k p_k s_k B_k A_k - B A
 
-The residual is kept in low rank, at most K r + r a round, and refactored with what was merged
-before; the authors form it densely and weigh all clients alike (clients.weights=uniform).
+The residual is written as sum_k p_k (s_k B_k - B)(A_k - A), which is the same, since the mean of
+the differences is zero: rank K r, no difference of large terms, and exactly zero where all clients
+agree. The authors form it densely and weigh all clients alike (clients.weights=uniform).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapters.adapter import Adapter
-from adapters.algebra import stack
-from adapters.refactoring import refactor
-from strategies.strategy import (
-    GlobalModel,
-    Properties,
-    Strategy,
-    Update,
-    ideal_increment,
-    mean,
-)
+import numpy as np
+
+from adapters.adapter import Adapter, Delta, Factors
+from adapters.algebra import add, stack
+from adapters.refactoring import compact
+from adapters.terms import PLUS, Term
+from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class FedExLora(Strategy):
             reveals="the mean of the factors and a mixture of all clients' directions",
             sums_only=False,
             bytes_up="b r D",
-            bytes_down="b (r + min(S T, m, n)) D",
+            bytes_down="b (r D + min(S D, m n))",
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:
@@ -51,7 +48,20 @@ class FedExLora(Strategy):
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
         """The mean of each factor, and the residual."""
         start = mean(updates)
-        merged = residual = stack([ideal_increment(updates), start], [1.0, -1.0])
+        residual: Delta = stack(
+            [_difference(update.adapter, start) for update in updates],
+            [update.weight for update in updates],
+        )
+        merged = residual
         if model.merged is not None:
-            merged = stack([model.merged, residual], [1.0, 1.0])
-        return GlobalModel(refactor(merged).adapter, start, increment=residual)
+            merged = add([model.merged, residual], [1.0, 1.0])
+        return GlobalModel(compact(merged), start, increment=(Term(PLUS, residual),))
+
+
+def _difference(adapter: Adapter, mean: Adapter) -> Adapter:
+    """(s B - B_mean, A - A_mean), scale 1; the mean has scale 1."""
+    modules = {}
+    for name, f in adapter.items():
+        b = np.float64(f.scale) * f.b - mean[name].b
+        modules[name] = Factors(f.a - mean[name].a, np.asarray(b, np.float32), 1.0)
+    return Adapter(modules)

@@ -7,6 +7,8 @@ Learning", ICLR 2025, arXiv 2410.01463.
 
 Both factors train, A alone travels. There is no global model: each client's is W + s_k B_k A, and
 what it is worth is told by the clients' own held-out parts. A client that is new begins with B = 0.
+A classifier's head stays with its client too, as in the authors' runs on GLUE, which keep `lora_B`
+and `classifier` local.
 """
 
 from collections.abc import Sequence
@@ -43,7 +45,7 @@ class FedSaLora(Strategy):
 
     def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
         """Both factors train, A alone travels."""
-        return LocalRule(sends="A", receives="A", keeps_b=True)
+        return LocalRule(sends="A", receives="A", keeps_b=True, keeps_head=True)
 
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
         """The mean of A."""

@@ -8,7 +8,8 @@ and Client Resources", NeurIPS 2024, arXiv 2402.11505.
 A client of rank r_k goes on from the first r_k directions, the best approximation of its rank; what
 lies beyond is its distribution noise. R is the largest rank of any client, and what lies beyond R
 the aggregation noise. The authors form the dense mean and decompose that; here the singular value
-decomposition is that of the stacked factors (adapters/refactoring.py), which is the same.
+decomposition is that of the stacked factors where they are the smaller form
+(adapters/refactoring.py), which is the same.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ class FlexLora(Strategy):
             sums_only=False,
             bytes_up="b r_k D",
             bytes_down="b R D",
+            forgets_unseen=True,
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:

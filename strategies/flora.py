@@ -7,18 +7,19 @@ Heterogeneous Low-Rank Adaptations", NeurIPS 2024, arXiv 2409.05976.
     merged <- merged + B A,   start <- none: every round begins from fresh factors
 
 The paper sends the stack itself. Here `merged` and the stack are refactored together into the
-lowest rank: the same delta to float32, never more bytes than rank min(m, n) takes, and no block
-that belongs to one client. `energy` below 1 truncates to the leading singular directions, which
-saves bytes and gives up exactness. Beginning every round anew is the paper's rule and its known
-weakness; `policy` offers others (strategies/warm_start.py), with the same global model.
+lowest rank, or from rank mn/(m+n) on summed as the matrix: the same delta to float32, never more
+than m n values a module, and no block that belongs to one client. `energy` below 1 truncates to the
+leading singular directions, which saves bytes and gives up exactness. Beginning every round anew is
+the paper's rule and its known weakness; `policy` offers others (strategies/warm_start.py), with the
+same global model.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from adapters.adapter import Adapter
-from adapters.algebra import stack
-from adapters.refactoring import refactor
+from adapters.algebra import add
+from adapters.refactoring import compact
 from strategies.strategy import (
     GlobalModel,
     LocalRule,
@@ -32,7 +33,7 @@ from strategies.warm_start import RANDOM, begin_next_round, without_start
 
 @dataclass(frozen=True)
 class Flora(Strategy):
-    """merged + start <- refactor(merged + sum_k p_k s_k B_k A_k)."""
+    """merged + start <- compact(merged + sum_k p_k s_k B_k A_k)."""
 
     energy: float = 1.0
     """Share of ||merged + start||_F^2 that each module keeps, in (0, 1]; 1.0 is lossless."""
@@ -49,9 +50,9 @@ class Flora(Strategy):
             reveals="a mixture of all clients' directions; with two clients, each other's delta",
             sums_only=False,
             bytes_up="b r_k D",
-            bytes_down="b min(S T, m, n) D"
+            bytes_down="b min(S D, m n)"
             if self.policy == RANDOM
-            else "b (R + min((R + S) T, m, n)) D",
+            else "b (R D + min((R + S) D, m n))",
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:
@@ -63,11 +64,11 @@ class Flora(Strategy):
         return LocalRule(freezes_tail=True)
 
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
-        """Stack, add to what was merged before, and rewrite at the lowest rank."""
+        """Stack, add to what was merged before, and rewrite in the cheapest form."""
         total = trained = ideal_increment(updates)
         if model.merged is not None:
-            total = stack([model.merged, trained], [1.0, 1.0])
-        after = begin_next_round(self.policy, model, refactor(total, self.energy).adapter)
+            total = add([model.merged, trained], [1.0, 1.0])
+        after = begin_next_round(self.policy, model, compact(total, self.energy))
         if self.energy < 1.0:
             return after
         return replace(after, increment=without_start(trained, after))

@@ -6,10 +6,12 @@ Federated Low-Rank Adaptation", arXiv 2509.26399.
     B = sum_k x_k s_k B_k,   A = sum_k y_k A_k   (scale 1), for each module with
     x, y = argmin ||sum_k p_k s_k B_k A_k - B A||_F
 
-The mixtures cost what FedAvg's means cost on the wire. The objective is that of the paper, which
-minimises it by gradient steps; here x and y are solved for in turn, each by least squares over
-inner products of the factors, beginning from x = y = p, which is FedAvg. No step can make it worse.
-Where no client moved a module, its means stay: x = y = 0 would leave nothing to train.
+The mixtures cost what FedAvg's means cost on the wire. The objective is that of the paper; here x
+and y are solved for in turn, each by least squares over inner products of the factors, beginning
+from x = y = p, which is FedAvg. No step can make it worse. Differences: a public implementation
+mixes updates instead of factors (A_0 + sum_k y_k dA_k), has one x and one y for all modules, and
+finds them by AdamW; its distance from the ideal is level with that of this file. Where no client
+moved a module, its means stay: x = y = 0 would leave nothing to train.
 """
 
 from collections.abc import Sequence

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from adapters.adapter import Adapter
-from adapters.algebra import stack
-from adapters.refactoring import refactor
+from adapters.algebra import add
+from adapters.refactoring import compact
+from adapters.terms import PLUS, Term
 from strategies.strategy import (
     GlobalModel,
     LocalRule,
@@ -48,9 +49,9 @@ class Florist(Strategy):
             reveals="a mixture of all clients' directions; with two clients, each other's delta",
             sums_only=False,
             bytes_up="b r_k D",
-            bytes_down="b min(r_kept T, m, n) D"
+            bytes_down="b min(r_kept D, m n)"
             if self.policy == RANDOM
-            else "b (R + min(r_kept T, m, n)) D",
+            else "b (R D + min(r_kept D, m n))",
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:
@@ -65,11 +66,10 @@ class Florist(Strategy):
         """Stack what the clients moved, cut, and add to what was there before."""
         moved, before = ideal_increment(updates), model.total()
         if model.start is not None:
-            moved = stack([moved, model.start], [1.0, -1.0])
-        total = added = refactor(moved, self.energy).adapter
+            moved = add([moved, model.start], [1.0, -1.0])
+        total = added = compact(moved, self.energy)
         if before is not None:
-            total = refactor(stack([before, added], [1.0, 1.0])).adapter
-        if model.start is not None:  # was no part of merged, and what takes its place is none
-            added = stack([added, model.start], [1.0, 1.0])
+            total = compact(add([before, added], [1.0, 1.0]))
         after = begin_next_round(self.policy, model, total)
-        return replace(after, increment=without_start(added, after))
+        came_back = () if model.start is None else (Term(PLUS, model.start),)
+        return replace(after, increment=(*came_back, *without_start(added, after)))

@@ -7,12 +7,14 @@ Models", EMNLP 2024, arXiv 2401.06432.
     A <- sum_k w_k pad(A_k),   B <- sum_k w_k pad(s_k B_k)   (scale 1)
 
 A client adds `penalty` ||B_rest||_F ||A_rest||_F to its loss, summed over modules, where `rest` are
-the directions from floor(prune r_k) on. If that sum is smaller after the round than before, the
-client drops them and goes on at rank floor(prune r_k), at least 1.
+the directions from round(prune r_k) on. If that sum is smaller after the round than before, the
+client drops them and goes on at rank round(prune r_k), at least `min_rank`.
 
 Choices. The paper's weights are the norms alone; here they multiply p_k, so that
 clients.weights=uniform gives the paper's rule. One norm and one rank hold for the whole adapter,
-not one for each module. With prune below 1 a rank falls by at least one direction.
+not one for each module. Rounding is that of the FlexLoRA authors' code: at a share of 0.99 ranks up
+to 50 have no rest, are not penalised and never fall. A client whose change is large has a large
+norm, and so its weight back that a robust rule took: clients.weights=geometric-median is refused.
 """
 
 from collections.abc import Sequence
@@ -31,6 +33,8 @@ class HetLora(Strategy):
     prune: float = 0.99
     """Share of its rank that a client keeps when it prunes; 1.0: it never does."""
     penalty: float = 5e-4
+    min_rank: int = 4
+    """No client prunes below this rank, or its own where that is lower."""
 
     @property
     def properties(self) -> Properties:
@@ -44,6 +48,9 @@ class HetLora(Strategy):
             sums_only=False,
             bytes_up="b r_k D",
             bytes_down="b R D",
+            forgets_unseen=True,
+            weighs_anew="it multiplies each weight by the norm of the client's delta, so that a "
+            "client whose change is large gets back what the robust rule took from it",
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:
@@ -53,7 +60,10 @@ class HetLora(Strategy):
     def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
         """Train at the rank that is left, with the penalty on its last directions."""
         return LocalRule(
-            rank=int(model.memory.get(client, 0)), prune=self.prune, penalty=self.penalty
+            rank=int(model.memory.get(client, 0)),
+            prune=self.prune,
+            min_rank=self.min_rank,
+            penalty=self.penalty,
         )
 
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:

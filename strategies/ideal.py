@@ -3,16 +3,16 @@
     merged <- merged + sum_k p_k s_k B_k A_k,   start <- none
 
 Formed in float64 at full rank, by none of the algebra that the other methods rest on. The matrix
-travels whole, as B = merged and A = I (or the other way round, whichever is smaller): what an
-exact server would send that knew nothing of low rank.
+travels whole: what an exact server would send that knew nothing of low rank.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from adapters.adapter import Adapter, Factors
+from adapters.adapter import Adapter, Delta, Dense, Form
 from strategies.strategy import GlobalModel, Properties, Strategy, Update
 
 
@@ -31,7 +31,7 @@ class Ideal(Strategy):
             reveals="the mean of the deltas; with two clients, each other's delta",
             sums_only=False,
             bytes_up="b r_k D",
-            bytes_down="b min(m, n) D",
+            bytes_down="b m n",
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:
@@ -41,19 +41,20 @@ class Ideal(Strategy):
     def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
         """Add up the products."""
         modules = {}
-        for name, (m, n) in updates[0].adapter.shapes.items():
-            total = np.zeros((m, n))
+        for name in updates[0].adapter:
+            b, a = [], []
+            for update in updates:
+                f = update.adapter[name]
+                b.append(update.weight * f.scale * f.b.astype(np.float64))
+                a.append(f.a.astype(np.float64))
+            total = np.hstack(b) @ np.vstack(a)
             if model.merged is not None:
                 total += _dense(model.merged[name])
-            for update in updates:
-                total += update.weight * _dense(update.adapter[name])
-            dense = np.asarray(total, np.float32)
-            if n <= m:
-                modules[name] = Factors(np.eye(n, dtype=np.float32), dense, 1.0)
-            else:
-                modules[name] = Factors(dense, np.eye(m, dtype=np.float32), 1.0)
-        return GlobalModel(merged=Adapter(modules))
+            modules[name] = Dense(np.asarray(total, np.float32))
+        return GlobalModel(merged=Delta(modules))
 
 
-def _dense(factors: Factors) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    return np.asarray(factors.scale * (factors.b.astype(np.float64) @ factors.a.astype(np.float64)))
+def _dense(form: Form) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if isinstance(form, Dense):
+        return form.values.astype(np.float64)
+    return np.asarray(form.scale * (form.b.astype(np.float64) @ form.a.astype(np.float64)))

@@ -7,9 +7,11 @@ Refinement", ICCV 2025, arXiv 2411.14961.
     C = argmin_C ||T - (B' + C) A||_F^2 + l ||C||_F^2 = (T - B' A) A' (A A' + l I)^-1
     B <- B' + C   (scale 1),   l = ridge tr(A A') / r
 
-Choices. The paper measures likeness by the cosine and descends by gradient; the squared distance
-has the same optimum at l = 0 and this closed form. The penalty is relative to the size of A, so
-that it means the same in every module. Mixed ranks are padded with zeros, as in the paper.
+Differences. The paper measures likeness by the cosine and descends by gradient; the squared
+distance has the same optimum at l = 0 and this closed form, but corrects more: with the default
+ridge, an independent audit found corrections 1.3 to 3 times as large as those of the paper's
+objective. The penalty is relative to the size of A, so that it means the same in every module. The
+paper has one rank for all clients; mixed ranks, padded with zeros, are this file's own extension.
 """
 
 from collections.abc import Sequence
@@ -41,6 +43,7 @@ class LoraFair(Strategy):
             sums_only=False,
             bytes_up="b r_k D",
             bytes_down="b R D",
+            forgets_unseen=True,
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adapters.adapter import Adapter
+from adapters.adapter import Delta
 from adapters.algebra import module_norms, total_norm
 from strategies.strategy import GlobalModel
 
@@ -18,7 +18,7 @@ class Noise:
     modules: dict[str, float]
 
 
-def aggregation_noise(before: GlobalModel, after: GlobalModel, increment: Adapter) -> Noise:
+def aggregation_noise(before: GlobalModel, after: GlobalModel, increment: Delta) -> Noise:
     """||global_after - ideal||_F / ||increment||_F.
 
     ideal = W + delta(merged_before) + increment.
@@ -27,7 +27,7 @@ def aggregation_noise(before: GlobalModel, after: GlobalModel, increment: Adapte
     zero too (to rounding) and infinite if it is not. Rounding leaves about 1e-7 of
     ||global_after|| / ||increment||.
     """
-    terms = [(-1.0, increment)]
+    terms: list[tuple[float, Delta]] = [(-1.0, increment)]
     terms += [(-1.0, before.merged)] if before.merged is not None else []
     terms += [(1.0, part) for part in (after.merged, after.start) if part is not None]
     distance, size = module_norms(terms), module_norms([(1.0, increment)])

@@ -36,6 +36,8 @@ class Rbla(Strategy):
             sums_only=True,
             bytes_up="b r_k D",
             bytes_down="b R D",
+            weighs_anew="each direction is averaged over those alone that have it, so that the "
+            "only client of the largest rank has weight 1 in its last directions",
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:
@@ -47,20 +49,20 @@ class Rbla(Strategy):
         rank = largest_rank(model, updates)
         modules = {}
         for name, (m, n) in updates[0].adapter.shapes.items():
-            a, b = np.zeros((rank, n), np.float32), np.zeros((m, rank), np.float32)
+            a, b = np.zeros((rank, n)), np.zeros((m, rank))
             if model.start is not None:
                 old = model.start[name]
-                a[: old.rank], b[:, : old.rank] = old.a, old.b * np.float32(old.scale)
+                a[: old.rank], b[:, : old.rank] = old.a, old.b * np.float64(old.scale)
             ranks = np.array([update.adapter[name].rank for update in updates])
             weights = np.array([update.weight for update in updates])
             for j in range(max(ranks)):
                 having = np.flatnonzero(ranks > j)
-                shares = (weights[having] / weights[having].sum()).astype(np.float32)
+                shares = weights[having] / weights[having].sum()
                 factors = [updates[int(k)].adapter[name] for k in having]
                 a[j] = sum(share * f.a[j] for share, f in zip(shares, factors, strict=True))
                 b[:, j] = sum(
-                    share * np.float32(f.scale) * f.b[:, j]
+                    np.float64(share * f.scale) * f.b[:, j]
                     for share, f in zip(shares, factors, strict=True)
                 )
-            modules[name] = Factors(a, b, 1.0)
+            modules[name] = Factors(a.astype(np.float32), b.astype(np.float32), 1.0)
         return GlobalModel(merged=model.merged, start=Adapter(modules))

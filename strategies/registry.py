@@ -23,6 +23,7 @@ from strategies.warm_start import RANDOM, check_policy
 from strategies.zero_padding import ZeroPadding
 
 AUTO = "auto"
+ROBUST = "geometric-median"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Options:
     ridge: float = LoraFair.ridge
     prune: float = HetLora.prune
     penalty: float = HetLora.penalty
+    min_rank: int = HetLora.min_rank
 
     def energy_or(self, default: float) -> float:
         """The energy, or the method's own where none was chosen."""
@@ -50,7 +52,7 @@ STRATEGIES: Mapping[str, Callable[[Options], Strategy]] = {
     "flora-warm": lambda o: Flora(o.energy_or(Flora.energy), o.policy_or("global")),
     "fedavg": lambda o: FedAvg(),
     "zero-padding": lambda o: ZeroPadding(),
-    "hetlora": lambda o: HetLora(o.prune, o.penalty),
+    "hetlora": lambda o: HetLora(o.prune, o.penalty, o.min_rank),
     "flexlora": lambda o: FlexLora(),
     "ffa-lora": lambda o: FfaLora(),
     "rolora": lambda o: RoLora(),
@@ -83,6 +85,22 @@ def make_strategy(name: str, options: Options | None = None) -> Strategy:
             "says itself what a round begins from: leave start.policy at auto"
         )
     return STRATEGIES[name](options)
+
+
+def refuse_weights(name: str, strategy: Strategy, weights: str) -> None:
+    """UsageError, before any training, where the strategy would undo robust weights.
+
+    weights: clients.weights.
+    """
+    undone = strategy.properties.weighs_anew
+    if weights != ROBUST or not undone:
+        return
+    others = [other for other in STRATEGIES if not make_strategy(other).properties.weighs_anew]
+    raise UsageError(
+        f"clients.weights={ROBUST} protects nothing under {name}: {undone}. Take "
+        "clients.weights=examples or uniform (clients.clip-norm-ratio bounds single clients), or "
+        f"another strategy: {', '.join(others)}"
+    )
 
 
 def refuse_ranks(name: str, strategy: Strategy, ranks: Mapping[str, int]) -> None:

@@ -7,8 +7,8 @@ Optimization of LoRA", NeurIPS 2025, arXiv 2502.01755.
     even rounds   A <- sum_k p_k A_k,       B as it was   (scale 1)
 
 The factor that rests is the same for all, so the mean of the other is that of the deltas. Only the
-trained factor travels up. Both travel down: a client keeps nothing between rounds, so one that
-joins late or missed a round is right all the same.
+trained factor travels up. Both travel down, so that a client that joins late or missed a round is
+right all the same; one that was there in the last round would need only the factor that changed.
 """
 
 from collections.abc import Sequence

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from adapters.adapter import Adapter
-from adapters.algebra import mean_of_factors, stack
+from adapters.adapter import Adapter, Delta
+from adapters.algebra import add, mean_of_factors
 from adapters.head import Head
+from adapters.terms import Term
 
 BOTH = "both"
 
@@ -21,20 +22,20 @@ BOTH = "both"
 class GlobalModel:
     """What the server holds between two rounds, apart from bookkeeping."""
 
-    merged: Adapter | None = None
+    merged: Delta | None = None
     start: Adapter | None = None
     head: Head | None = None
-    """What trains beside the factors; averaged by the server under every method."""
+    """What trains beside the factors; averaged by the server, unless each client keeps its own."""
     memory: Mapping[str, str | int] = field(default_factory=dict)
     """What the method itself must remember, such as whose turn it is."""
-    increment: Adapter | None = None
-    """What merged has more than the merged before it, where the method knows that at a lower rank;
-    as a stack, at whatever rank that has."""
+    increment: tuple[Term, ...] | None = None
+    """What merged gained in the round, in terms that a site lacks or has (a start that it was
+    sent); None: the method does not tell, and all of merged travels anew."""
 
-    def total(self) -> Adapter | None:
-        """Merged + start as one adapter; None while the global model is the base itself."""
+    def total(self) -> Delta | None:
+        """Merged + start in one; None while the global model is the base itself."""
         parts = [part for part in (self.merged, self.start) if part is not None]
-        return stack(parts, [1.0] * len(parts)) if parts else None
+        return add(parts, [1.0] * len(parts)) if parts else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,8 @@ class LocalRule:
     that does not is zero."""
     keeps_b: bool = False
     """The client keeps its own B from round to round and never sends it."""
+    keeps_head: bool = False
+    """A classifier's head, too, is the client's own; clients.head may say otherwise."""
     freezes_tail: bool = False
     """Directions of `start` beyond a client's rank stay in its model, frozen, and the server adds
     them to its reply; otherwise the client never sees them."""
@@ -67,6 +70,8 @@ class LocalRule:
     """The client trains at most this rank; 0: its own."""
     prune: float = 1.0
     """The client lowers its rank to this share of it when the rest shrank in training."""
+    min_rank: int = 1
+    """No client prunes below this rank, or its own where that is lower."""
     penalty: float = 0.0
     """Weight in the client's loss of sum over modules ||B_rest||_F ||A_rest||_F."""
 
@@ -77,7 +82,7 @@ class Properties:
 
     In the formulas of bytes, for one client in one round, b is the bytes of a value; M, N, D the
     sums over modules of m, n, m + n; r the common rank, r_k the client's, R the largest, S the sum
-    of the ranks in the cohort; T the rounds so far.
+    of the ranks in the cohort. They hold for a client that keeps what it was sent.
     """
 
     title: str
@@ -92,6 +97,12 @@ class Properties:
     """The server needs only weighted sums of what clients send, as secure aggregation gives it."""
     bytes_up: str
     bytes_down: str
+    forgets_unseen: bool = False
+    """At mixed ranks, a round in which only clients of low rank take part erases the directions
+    that they do not have."""
+    weighs_anew: str = ""
+    """How the method undoes the weights p_k of single clients; empty: it does not. Where it does,
+    robust weights would protect nothing, and are refused."""
     personal: bool = False
     """Each client has a model of its own, and there is no global one."""
     begins_from_base: bool = False
@@ -129,9 +140,9 @@ class Strategy(Protocol):
         ...
 
 
-def ideal_increment(updates: Sequence[Update]) -> Adapter:
-    """sum_k p_k s_k B_k A_k as a stack: what a noiseless server adds to W + delta(merged)."""
-    return stack([update.adapter for update in updates], [update.weight for update in updates])
+def ideal_increment(updates: Sequence[Update]) -> Delta:
+    """sum_k p_k s_k B_k A_k: what a noiseless server adds to W + delta(merged)."""
+    return add([update.adapter for update in updates], [update.weight for update in updates])
 
 
 def mean(updates: Sequence[Update]) -> Adapter:

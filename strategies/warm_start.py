@@ -12,16 +12,23 @@ The increment is what the last round added to G. Rows of A are scaled to the len
 drawn row has, about 1/sqrt(3), so that a step of the optimizer moves the delta about as far as it
 does after a fresh start; their singular values are in B. A client of rank r_k < r trains the first
 r_k directions and keeps the others frozen (LocalRule.freezes_tail): nobody's model loses anything.
+
+FedMomentum (arXiv 2603.08014, 2026) is of the same kind: the exact sum is decomposed, its leading
+part becomes the clients' LoRA again, and the residual goes into the backbone. Here, unlike there,
+rows of A have the length of freshly drawn ones, mixed ranks work by frozen tails, and what is
+decomposed may be the newest increment or, as in `flora-warm`, all of G.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from adapters.adapter import Adapter, Factors
-from adapters.algebra import module_norms, stack, with_row_norm
+from adapters.adapter import Adapter, Delta, Dense, Factors, Form
+from adapters.algebra import add, module_norms, with_row_norm
+from adapters.dense import summed
 from adapters.errors import UsageError
-from adapters.refactoring import Refactored, refactor
+from adapters.refactoring import compact, refactor
+from adapters.terms import MINUS, PLUS, Term
 from strategies.strategy import GlobalModel
 
 RANDOM = "random"
@@ -38,7 +45,7 @@ def check_policy(policy: str) -> str:
     return policy
 
 
-def begin_next_round(policy: str, before: GlobalModel, total: Adapter) -> GlobalModel:
+def begin_next_round(policy: str, before: GlobalModel, total: Delta) -> GlobalModel:
     """Split `total`, the new global model, into merged and start.
 
     before: the global model that the round began from; its memory holds the `rank` of starts.
@@ -47,29 +54,41 @@ def begin_next_round(policy: str, before: GlobalModel, total: Adapter) -> Global
     if policy == RANDOM:
         return GlobalModel(merged=total, memory=before.memory)
     old = None if policy == "global" else before.total()
-    newest = total if old is None else stack([total, old], [1.0, -1.0])
-    leading, beyond = _split(refactor(newest), rank, module_norms([(1.0, total)]))
+    newest = total if old is None else add([total, old], [1.0, -1.0])
+    leading, beyond = _split(newest, rank, module_norms([(1.0, total)]))
     start = with_row_norm(leading, FRESH_ROW_NORM)
     if policy == "keep-a":
         return GlobalModel(merged=total, start=_without_b(start), memory=before.memory)
     if old is not None:  # a sum, not total - start: that would leave rounding at full rank
-        beyond = refactor(stack([old, beyond], [1.0, 1.0])).adapter
+        beyond = compact(add([old, beyond], [1.0, 1.0]))
     return GlobalModel(merged=beyond, start=start, memory=before.memory)
 
 
-def without_start(added: Adapter, after: GlobalModel) -> Adapter:
-    """What merged gained where G was to gain `added` over the merged before: added - start."""
-    return added if after.start is None else stack([added, after.start], [1.0, -1.0])
+def without_start(added: Delta, after: GlobalModel) -> tuple[Term, ...]:
+    """What merged gained where G was to gain `added` over the merged before: added - start.
+
+    The start itself is sent to every site, so that `added` is all else that a site lacks.
+    """
+    if after.start is None or not any(f.b.any() for f in after.start.values()):
+        return (Term(PLUS, added),)
+    return Term(PLUS, added), Term(MINUS, after.start)
 
 
-def _split(found: Refactored, rank: int, sizes: Mapping[str, float]) -> tuple[Adapter, Adapter]:
-    """The first `rank` directions, less those that are only rounding, and all others."""
-    leading, beyond = {}, {}
-    for name, f in found.adapter.items():
-        real = int((found.singular_values[name][:rank] > ROUNDING * sizes[name]).sum())
+def _split(delta: Delta, rank: int, sizes: Mapping[str, float]) -> tuple[Adapter, Delta]:
+    """The first `rank` directions, less those that are only rounding, and all that is beyond."""
+    leading: dict[str, Factors] = {}
+    beyond: dict[str, Form] = {}
+    for name, form in delta.items():
+        dense = isinstance(form, Dense)
+        found = refactor(Delta({name: form}), rank=rank if dense else None)
+        f, values = found.adapter[name], found.singular_values[name][:rank]
+        real = int((values > ROUNDING * sizes[name]).sum())
         leading[name] = Factors(f.a[:real], f.b[:, :real], f.scale)
         beyond[name] = Factors(f.a[real:], f.b[:, real:], f.scale)
-    return Adapter(leading), Adapter(beyond)
+        if dense:
+            rest = summed([(1.0, form), (-1.0, leading[name])], form.shape)
+            beyond[name] = Dense(np.asarray(rest, np.float32))
+    return Adapter(leading), Delta(beyond)
 
 
 def _without_b(adapter: Adapter) -> Adapter:

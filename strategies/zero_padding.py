@@ -34,6 +34,7 @@ class ZeroPadding(Strategy):
             sums_only=True,
             bytes_up="b r_k D",
             bytes_down="b R D",
+            forgets_unseen=True,
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from adapters.adapter import Adapter, FloatArray
+from adapters.adapter import Adapter, Delta, Dense, FloatArray
 from adapters.algebra import pad
 from adapters.errors import UsageError
 from adapters.head import Head
@@ -91,7 +91,7 @@ class TunedModel:
         self.shapes = {name: self._shape(self.model.get_submodule(name)) for name in self.targets}
         self._layers: dict[str, Any] = {}
         self._pristine: dict[str, torch.Tensor] = {}
-        self._merged: Adapter | None = None
+        self._merged: Delta | None = None
         self._slots: set[str] = set()
         self._encodings: dict[tuple[int, DataSettings], tuple[Sequence[Example], Encoding]] = {}
 
@@ -109,7 +109,7 @@ class TunedModel:
                     "that module out of lora.target-modules"
                 )
 
-    def merge(self, merged: Adapter | None) -> None:
+    def merge(self, merged: Delta | None) -> None:
         """Set the base weights to W + delta(merged), from the pristine W; None restores W."""
         if merged is self._merged:
             return
@@ -119,10 +119,12 @@ class TunedModel:
                 self._pristine[name] = weight.detach().clone()
             full = self._pristine[name].float()
             if merged is not None:
-                b, a = (
-                    torch.from_numpy(f).to(self.device) for f in (merged[name].b, merged[name].a)
-                )
-                delta = merged[name].scale * (b @ a)
+                form = merged[name]
+                if isinstance(form, Dense):
+                    delta = torch.from_numpy(form.values).to(self.device)
+                else:
+                    b, a = (torch.from_numpy(half).to(self.device) for half in (form.b, form.a))
+                    delta = form.scale * (b @ a)
                 full = full + (delta.T if self._conv1d else delta)
             weight.data.copy_(full)
         self._merged = merged
@@ -266,7 +268,7 @@ class TunedModel:
 
     def evaluate_global(
         self,
-        merged: Adapter | None,
+        merged: Delta | None,
         start: Adapter | None,
         examples: Sequence[Encoded],
         head: Head | None = None,

@@ -10,7 +10,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from adapters.adapter import Adapter, Factors
+import adapters.adapter
+from adapters.adapter import Adapter, Delta, Factors, Form
 
 Dense: TypeAlias = npt.NDArray[np.float64]
 Deltas: TypeAlias = dict[str, Dense]
@@ -21,13 +22,15 @@ def double(values: npt.ArrayLike) -> Dense:
     return np.asarray(values, np.float64)
 
 
-def dense(factors: Factors) -> Dense:
-    """s B A, (m, n)."""
+def dense(factors: Form) -> Dense:
+    """s B A, (m, n), or the matrix that is held."""
+    if isinstance(factors, adapters.adapter.Dense):
+        return double(factors.values)
     return double(factors.scale * np.einsum("mr,rn->mn", double(factors.b), double(factors.a)))
 
 
-def dense_deltas(adapter: Adapter | None, like: Adapter | None = None) -> Deltas:
-    """Module -> dense delta; for no adapter zeros in the shapes of `like`."""
+def dense_deltas(adapter: Delta | None, like: Delta | None = None) -> Deltas:
+    """Module -> dense delta; for none zeros in the shapes of `like`."""
     if adapter is None:
         assert like is not None
         return {name: np.zeros(like[name].shape) for name in like}

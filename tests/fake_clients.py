@@ -11,20 +11,21 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from adapters.adapter import Adapter, Factors, draw
+from adapters.adapter import Adapter, Delta, Factors, draw
 from adapters.algebra import truncate
 from adapters.codec import pack, unpack
 from adapters.errors import BouquetError
+from adapters.pruning import kept_rank
 from adapters.records import from_record, to_record
 from client.memory import recall, remember
-from client.pieces import held_pieces, sum_of_pieces
-from client.pruning import kept_rank
+from client.pieces import held_pieces, open_pieces
 from client.shelf import RecordShelf, run_shelf
 from client.starting import starting_factors, with_own_b
 from settings.keys import Value, flatten, parse
 from settings.run import LoraSettings, RunSettings, run_settings
 from settings.site import client_name
 from simulations.grid import InProcessGrid
+from simulations.holdings import open_holdings
 from tests.adapter_generators import make_adapter
 
 SHAPES = {"layers.0.q_proj": (6, 8), "layers.0.v_proj": (4, 8), "layers.1.q_proj": (6, 8)}
@@ -74,7 +75,7 @@ def fake_app(
     base: str = BASE,
     tamper: Tamper = lambda client, message, reply: reply,
     cache: Path | None = None,
-    saw: Callable[[int, int, Adapter | None], object] = lambda client, server_round, merged: None,
+    saw: Callable[[int, int, Delta | None], object] = lambda client, server_round, merged: None,
 ) -> ClientApp:
     """A ClientApp whose clients train by `trained`.
 
@@ -84,11 +85,16 @@ def fake_app(
     """
     app = ClientApp()
 
-    def see(number: int, content: RecordDict) -> None:
+    def see(number: int, content: RecordDict) -> Adapter | None:
+        """The start, where it is a piece."""
         told: Any = content["instruction"]
-        if "pieces" in told:
-            shelf = run_shelf(cache / client_name(number), told["run"]) if cache else None
-            saw(number, told["round"], sum_of_pieces(content, told["pieces"], shelf))
+        if "pieces" not in told:
+            return None
+        shelf = run_shelf(cache / client_name(number), told["run"]) if cache else None
+        named = told["pieces"], told["piece-kinds"], told["start-piece"]
+        merged, start = open_pieces(content, *named, shelf)
+        saw(number, told["round"], merged)
+        return start
 
     def held(number: int) -> dict[str, Any]:
         return {"holds": held_pieces(cache / client_name(number))} if cache else {}
@@ -128,7 +134,7 @@ def fake_app(
         number = int(context.node_config["partition-id"])
         told: Any = message.content["instruction"]
         try:
-            see(number, message.content)
+            begun = see(number, message.content)
         except BouquetError as error:
             return failed(number, message, error)
         lora = parse(LoraSettings, told, "lora.")
@@ -136,7 +142,7 @@ def fake_app(
         start = message.content.get("start")
         known = draw(SHAPES, rank, told["start-seed"], 1.0)
         begin = starting_factors(
-            unpack(from_record(start), known) if start is not None else None,
+            unpack(from_record(start), known) if start is not None else begun,
             SHAPES,
             rank,
             lora.scale_of(rank),
@@ -149,8 +155,8 @@ def fake_app(
             remember(
                 RecordShelf(context.state), told["round"], {n: f.b for n, f in adapter.items()}
             )
-        if told["rule.prune"] < 1.0 and told["round"] == 2:
-            adapter = truncate(adapter, kept_rank(rank, told["rule.prune"]))
+        if told["round"] == 2:
+            adapter = truncate(adapter, kept_rank(rank, told["rule.prune"], told["rule.min-rank"]))
         metrics: dict[str, Any] = {
             "num-examples": 10 * (number + 1),
             "loss": 2.0 - 0.1 * told["round"],
@@ -200,4 +206,6 @@ def fake_grid(settings: RunSettings, app: ClientApp | None = None) -> InProcessG
     """The in-process grid over fake clients, who keep what they keep beside the run."""
     keep = Path(settings.output) / "clients"
     config = flatten(settings)
-    return InProcessGrid(app or fake_app(), settings.clients.count, config, keep=keep)
+    holdings = open_holdings(settings, keep)
+    count = settings.clients.count
+    return InProcessGrid(app or fake_app(), count, config, keep=keep, holdings=holdings)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.adapter import Adapter, Factors
+from adapters.adapter import Adapter, Delta, Dense, Factors, pays_dense
 from adapters.algebra import (
+    add,
     beyond,
     inner,
     mean_of_factors,
@@ -74,13 +75,62 @@ def test_stack_holds_the_clients_rows_in_their_order(cohort: Cohort) -> None:
         assert factors.rank == sum(x[name].rank for x in clients)
 
 
+@QUICK
+@given(cohorts())
+def test_add_is_the_weighted_sum_in_the_form_with_fewer_values(cohort: Cohort) -> None:
+    clients, weights = cohort
+    found, ideal = add(clients, weights), dense_sum(clients, weights)
+    for name, form in found.items():
+        terms = sum(term_size(x[name], w) for x, w in zip(clients, weights, strict=True))
+        assert np.linalg.norm(dense(form) - ideal[name]) <= 2e-7 * terms
+        rank, (m, n) = sum(x[name].rank for x in clients), ideal[name].shape
+        assert form.num_values == min(rank * (m + n), m * n)
+        assert isinstance(form, Dense) == pays_dense(rank, (m, n))
+
+
+def test_what_is_dense_stays_dense_in_a_sum_and_counts_as_the_matrix_that_it_is() -> None:
+    x, y = make_adapter(1, SHAPES, 1, 0.5), make_adapter(2, SHAPES, 30, 3.0)
+    dense_y = add([y], [1.0])
+    assert all(isinstance(form, Dense) for form in dense_y.values())
+    ideal = dense_sum([x, y], [1.0, -2.0])
+    found = add([x, dense_y], [1.0, -2.0])
+    assert all(isinstance(form, Dense) for form in found.values())
+    assert distance(dense_deltas(found), ideal) <= 1e-6 * frobenius(ideal)
+    norms = module_norms([(1.0, x), (-2.0, dense_y)])
+    assert norms == pytest.approx({n: np.linalg.norm(ideal[n]) for n in SHAPES}, rel=1e-6)
+    product = sum(float(np.vdot(dense(x[n]), dense(y[n]))) for n in SHAPES)
+    assert inner(x, dense_y) == pytest.approx(product, rel=1e-5)
+    assert inner(dense_y, x) == pytest.approx(product, rel=1e-5)
+    assert norm(dense_y) == pytest.approx(frobenius(dense_deltas(y)), rel=1e-6)
+
+
+def test_a_sum_of_more_directions_than_one_block_holds_is_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("adapters.dense.BLOCK", 5)
+    clients = [make_adapter(r, SHAPES, r, 16 / r) for r in (1, 4, 9, 20, 3)]
+    ideal = dense_sum(clients, [0.2] * 5)
+    assert distance(dense_deltas(add(clients, [0.2] * 5)), ideal) <= 1e-6 * frobenius(ideal)
+
+
+def test_an_adapter_and_a_delta_say_what_they_hold() -> None:
+    x = make_adapter(1, SHAPES, 2, 0.5)
+    assert repr(x) == "Adapter(2 modules, rank 2, 90 parameters)"
+    delta = Delta({**x, "layers.1.q_proj": Dense(np.ones((12, 9), np.float32))})
+    assert (delta.rank, delta.num_parameters, delta.shapes) == (9, 108 + 48, SHAPES)
+    with pytest.raises(
+        AdapterError, match=r"a dense delta is a float32 matrix \(m, n\); got float64"
+    ):
+        Dense(np.ones((3, 2)))  # type: ignore[arg-type]
+
+
 def test_stack_adds_and_subtracts_with_weights_that_do_not_sum_to_1() -> None:
     x, y = make_adapter(1, SHAPES, 2, 0.5), make_adapter(2, SHAPES, 5, 3.0)
     ideal = dense_sum([x, y], [1.0, -2.0])
     assert distance(dense_deltas(stack([x, y], [1.0, -2.0])), ideal) <= 1e-6 * frobenius(ideal)
 
 
-@pytest.mark.parametrize("combine", [stack, mean_of_factors])
+@pytest.mark.parametrize("combine", [stack, add, mean_of_factors])
 @pytest.mark.parametrize("weights", [[1.0], [0.5, 0.25, 0.25], [0.5, np.nan], [np.inf, 0.5]])
 def test_weights_that_are_missing_or_not_finite_are_refused(combine, weights) -> None:  # type: ignore[no-untyped-def]
     x = make_adapter(0, SHAPES, 2)
@@ -93,6 +143,7 @@ def test_different_modules_are_never_combined() -> None:
     x, y = make_adapter(0, SHAPES, 2), make_adapter(0, {**SHAPES, "layers.1.q_proj": (1, 9)}, 2)
     combinations: list[Callable[[], object]] = [
         lambda: stack([x, y], [0.5, 0.5]),
+        lambda: add([x, y], [0.5, 0.5]),
         lambda: mean_of_factors([x, y], [0.5, 0.5]),
         lambda: module_norms([(1.0, x), (1.0, y)]),
         lambda: inner(x, y),

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.adapter import Adapter, Factors, draw
+from adapters.adapter import Adapter, Delta, Dense, Factors, draw
 from adapters.algebra import truncate
-from adapters.codec import budget_bytes, pack, unpack
+from adapters.codec import budget_bytes, pack, unpack, unpack_delta
 from adapters.errors import AdapterError
 from adapters.number_formats import WIRE_DTYPES
 from tests.adapter_generators import PLAIN, QUICK, RANKS, adapters, make_adapter, shapes
@@ -228,3 +228,51 @@ def test_packing_does_not_write_to_the_adapter() -> None:
 def test_what_was_unpacked_does_not_hold_on_to_the_message(dtype: str) -> None:
     received = unpack(pack(make_adapter(9, SHAPES, 3), dtype))
     assert all(f.a.flags.writeable and f.b.flags.writeable for f in received.values())
+
+
+def with_dense(seed: int) -> Delta:
+    """One module in factors with a scale of its own, one dense."""
+    factors = make_adapter(seed, SHAPES, 2, 0.5)
+    dense = Dense(np.random.default_rng(seed).standard_normal((3, 9), np.float32))
+    return Delta({**factors, "layers.11.q_proj": dense})
+
+
+@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+def test_a_dense_module_comes_back_and_packs_to_the_same_bytes(dtype: str) -> None:
+    delta = with_dense(1)
+    packed = pack(delta, dtype)
+    came = unpack_delta(packed)
+    assert pack(came, dtype) == packed == pack(delta, dtype)
+    sent, found = delta["layers.11.q_proj"], came["layers.11.q_proj"]
+    assert isinstance(sent, Dense)
+    assert isinstance(found, Dense)
+    assert np.allclose(found.values, sent.values, rtol=0.0, atol=0.02 * np.abs(sent.values).max())
+    assert np.array_equal(found.values, sent.values) == (dtype == "float32")
+    factors = came["layers.1.q_proj"]
+    assert isinstance(factors, Factors)
+    assert factors.scale == 0.5
+    whole = Delta({name: Dense(np.ones(shape, np.float32)) for name, shape in SHAPES.items()})
+    assert list(unpack_delta(pack(whole, dtype))) == list(SHAPES)
+
+
+def test_a_dense_module_is_one_tensor_that_the_safetensors_library_reads() -> None:
+    delta = with_dense(2)
+    tensors = safetensors.numpy.load(pack(delta))
+    assert sorted(tensors) == [
+        "layers.1.q_proj.lora_A",
+        "layers.1.q_proj.lora_B",
+        "layers.11.q_proj.delta",
+    ]
+    sent = delta["layers.11.q_proj"]
+    assert isinstance(sent, Dense)
+    assert np.array_equal(tensors["layers.11.q_proj.delta"], sent.values)
+
+
+def test_a_module_whose_name_ends_like_a_dense_tensor_is_no_dense_one() -> None:
+    adapter = make_adapter(3, {"q.delta": (4, 3), "q": (3, 4)}, 2, 0.5)
+    assert_same_bits(unpack(pack(adapter)), adapter)
+
+
+def test_what_is_not_a_client_s_adapter_is_refused_as_one() -> None:
+    with pytest.raises(AdapterError, match="is a dense delta, where factors were expected"):
+        unpack(pack(with_dense(1)))

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from adapters.codec import limits_of, unpack
+from adapters.codec import limits_of, unpack, unpack_delta
 from adapters.errors import AdapterError
 from adapters.framing import MAX_HEADER_BYTES
 from tests.forged_payloads import (
@@ -102,6 +102,14 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         forged({**PAIR, "k.lora_A": entry([0, 1], 24, 24)}),
         "tensor 'k.lora_A' belongs to no module with a scale",
     ),
+    "a dense module": (
+        forged({"q.delta": entry([3, 2], 0, 24)}),
+        "tensor 'q.delta' is a dense delta, where factors were expected",
+    ),
+    "a dense module beside factors": (
+        forged({**PAIR, "q.delta": entry([1, 2], 24, 24)}),
+        "tensor 'q.delta' is a dense delta, where factors were expected",
+    ),
     # what an entry claims
     "entry null": (forged({**PAIR, "q.lora_A": None}), BAD_ENTRY),
     "entry a list": (forged({**PAIR, "q.lora_A": [1, 2]}), BAD_ENTRY),
@@ -181,6 +189,34 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
 def test_malformed_bytes_are_refused_with_their_reason(payload: bytes, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         unpack(payload)
+
+
+MALFORMED_DELTAS: dict[str, tuple[bytes, str]] = {
+    "a scale": (
+        forged({"q.delta": entry([3, 2], 0, 24)}, scales='{"q": 0.5}'),
+        "module 'q' is dense and its scale must be 1; got 0.5",
+    ),
+    "factors too": (
+        forged({**PAIR, "q.delta": entry([0, 2], 24, 24)}, scales='{"q": 1.0}'),
+        "tensor 'q.lora_A' belongs to no module with a scale",
+    ),
+    "no module of this name": (
+        forged({"q.delta": entry([3, 2], 0, 24)}, scales='{"k": 1.0}'),
+        "module 'k': must come with both lora_A and lora_B",
+    ),
+    "NaN": (
+        forged({"q.delta": entry([1, 1], 0, 4)}, b"\0\0\xc0\x7f", scales='{"q": 1.0}'),
+        "tensor 'q.delta' holds values that are not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"), MALFORMED_DELTAS.values(), ids=MALFORMED_DELTAS.keys()
+)
+def test_a_malformed_dense_module_is_refused_with_its_reason(payload: bytes, message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        unpack_delta(payload)
 
 
 def test_the_forged_payload_is_valid_until_something_in_it_is_changed() -> None:

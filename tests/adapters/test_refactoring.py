@@ -5,12 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.adapter import Adapter, Factors
+from adapters.adapter import Adapter, Delta, Dense, Factors, pays_dense
 from adapters.algebra import stack, truncate
-from adapters.refactoring import LOSSLESS_TAIL, effective_rank, refactor
+from adapters.refactoring import LOSSLESS_TAIL, as_factors, compact, effective_rank, refactor
 from adapters.refactoring import singular_values as spectra_of
 from tests.adapter_generators import AWKWARD, QUICK, adapters, cohorts, make_adapter, make_factors
-from tests.dense_oracle import best_error, dense, double, singular_values, term_size
+from tests.dense_oracle import (
+    best_error,
+    dense,
+    double,
+    energy_kept,
+    singular_values,
+    term_size,
+)
 
 SHAPES = [(12, 30), (30, 12), (16, 16), (1, 40), (40, 1), (7, 8)]
 CANCELLATION = 4e-8
@@ -72,7 +79,7 @@ def test_singular_values_are_those_of_the_dense_delta(adapter: Adapter) -> None:
         tolerance = 1e-9 * expected[0] + CANCELLATION * term_size(factors)
         assert np.allclose(values, expected, rtol=0.0, atol=tolerance)
         assert np.all(np.diff(spectra[name]) <= 0.0)
-        assert np.array_equal(spectra_of(adapter)[name], spectra[name])
+        assert np.allclose(spectra_of(adapter)[name], spectra[name], rtol=0.0, atol=tolerance)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -222,3 +229,54 @@ def test_effective_rank_of_a_refactored_delta_is_that_of_its_dense_spectrum() ->
     shares = values / values.sum()
     found = effective_rank(refactor(adapter).singular_values["q"])
     assert found == pytest.approx(float(np.prod(shares**-shares)), rel=1e-9)
+
+
+def dense_of(seed: int, shape: tuple[int, int], rank: int) -> Dense:
+    return Dense(dense(make_adapter(seed, {"q": shape}, rank)["q"]).astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(7, 11), (11, 7), (130, 150), (150, 130)])
+@pytest.mark.parametrize("rank", [3, 200])
+def test_a_dense_delta_refactors_losslessly_and_is_cut_at_its_best(
+    shape: tuple[int, int], rank: int
+) -> None:
+    form = dense_of(1, shape, rank)
+    delta = Delta({"q": form})
+    result = refactor(delta)
+    whole, size = dense(form), float(np.linalg.norm(dense(form)))
+    assert np.linalg.norm(dense(result.adapter["q"]) - whole) <= 1e-6 * size
+    assert np.linalg.norm(dense(as_factors(delta)["q"]) - whole) <= 1e-6 * size
+    expected = singular_values(whole)
+    for found in (result.singular_values["q"], spectra_of(delta)["q"]):
+        assert np.allclose(found, expected, rtol=0.0, atol=3e-8 * expected[0])
+    cut = refactor(delta, rank=2)
+    error = np.linalg.norm(whole - dense(cut.adapter["q"]))
+    assert error <= 1.001 * best_error(whole, 2) + 1e-6 * size
+    assert cut.error == pytest.approx(best_error(whole, 2) / size, rel=1e-4)
+
+
+@pytest.mark.parametrize(("rank", "dense_after"), [(1, False), (3, False), (4, True), (30, True)])
+def test_compact_holds_the_form_with_fewer_values(rank: int, dense_after: bool) -> None:
+    adapter = make_adapter(2, {"q": (7, 9)}, rank)  # 63 / 16 = 3.9
+    found = compact(adapter)["q"]
+    assert isinstance(found, Dense) == dense_after
+    assert np.linalg.norm(dense(found) - dense(adapter["q"])) <= 1e-6 * term_size(adapter["q"])
+    assert compact(Delta({"q": found}))["q"].shape == (7, 9)
+
+
+def test_compact_cuts_a_dense_delta_to_factors_only_where_these_are_fewer_values() -> None:
+    delta = Delta({"q": dense_of(3, (20, 24), 24)})
+    whole = dense(delta["q"])
+    for energy in (0.3, 0.6, 0.95):
+        found = compact(delta, energy)["q"]
+        rank = int(np.linalg.matrix_rank(dense(found), 1e-4))
+        assert energy_kept(whole, rank) >= energy > energy_kept(whole, rank - 1)
+        assert isinstance(found, Dense) == pays_dense(rank, (20, 24))
+    assert compact(delta)["q"] is delta["q"]
+
+
+def test_factors_stay_what_they_are_beside_a_dense_module() -> None:
+    adapter = make_adapter(4, {"q": (5, 4), "v": (5, 4)}, 2, 3.0)
+    written = as_factors(Delta({"q": adapter["q"], "v": dense_of(4, (5, 4), 4)}))
+    assert written["q"] is adapter["q"]
+    assert written["v"].rank == 4

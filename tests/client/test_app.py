@@ -206,7 +206,10 @@ def test_a_site_with_a_cache_says_what_it_holds_and_trains_from_it(
 
     def told(pieces: list[str], *carried: dict[str, ArrayRecord]) -> RecordDict:
         content = instruct(config, tuned.base.identity)
-        content.config_records["instruction"]["pieces"] = pieces
+        instruction = content.config_records["instruction"]
+        instruction["pieces"] = pieces
+        instruction["piece-kinds"] = ["plus"] * len(pieces)
+        instruction["start-piece"] = ""
         for each in carried:
             for name, record in each.items():
                 content[name] = record

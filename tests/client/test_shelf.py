@@ -1,17 +1,20 @@
 """What a site keeps on its disk: whole or not there, and only what its runs still need."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from flwr.app import RecordDict
 
-from adapters.adapter import draw
+from adapters.adapter import Delta
 from adapters.codec import pack
 from adapters.errors import BouquetError
 from adapters.records import PIECE, to_record
-from client.pieces import _version, held_pieces, sum_of_pieces
+from client.pieces import _version, held_pieces, open_pieces
 from client.shelf import FolderShelf, RecordShelf, run_shelf
+from tests.adapter_generators import make_adapter
+from tests.dense_oracle import dense_deltas, dense_sum, distance
 
 
 def test_both_shelves_are_mappings_of_names_to_bytes(tmp_path: Path) -> None:
@@ -64,9 +67,16 @@ def test_the_four_newest_runs_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run2", "run3", "run4", "run5"]
 
 
-ADAPTERS = [draw({"q": (4, 6)}, 2, seed, 1.0) for seed in range(3)]
+ADAPTERS = [make_adapter(seed, {"q": (4, 6)}, 2) for seed in range(3)]
 PACKED = [pack(adapter) for adapter in ADAPTERS]
 VERSIONS = [_version(data) for data in PACKED]
+
+
+def sum_of_pieces(
+    content: RecordDict, versions: Sequence[str], shelf: FolderShelf | None
+) -> Delta | None:
+    """All of them added; without a start."""
+    return open_pieces(content, versions, ["plus"] * len(versions), "", shelf)[0]
 
 
 def message(*which: int) -> RecordDict:
@@ -83,7 +93,7 @@ def test_pieces_that_came_and_pieces_that_are_there_make_the_same_bytes(tmp_path
     assert grown is not None
     assert whole is not None
     assert pack(grown) == pack(whole)
-    assert grown["q"].rank == 6
+    assert distance(dense_deltas(grown), dense_sum(ADAPTERS, [1.0] * 3)) < 1e-5
 
 
 def test_what_the_run_no_longer_needs_goes(tmp_path: Path) -> None:

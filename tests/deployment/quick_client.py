@@ -16,12 +16,12 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from adapters.adapter import Adapter, Factors
-from adapters.codec import pack, unpack
+from adapters.codec import pack, unpack, unpack_delta
 from adapters.errors import BouquetError
 from adapters.records import from_record, to_record
 from client.instruction import Instruction, read_instruction
 from client.memory import recall, remember
-from client.pieces import held_pieces, sum_of_pieces
+from client.pieces import held_pieces, open_pieces
 from client.shelf import FolderShelf, run_shelf
 from client.starting import starting_factors, with_own_b
 
@@ -120,13 +120,15 @@ def _model(
     content: RecordDict, told: Instruction, shelf: FolderShelf, rank: int, remembers: int
 ) -> tuple[Adapter, bytes]:
     """What this client trains from, and a hash of the whole model that it has."""
+    merged, begun = None, None
     if told.pieces is not None:
-        merged = sum_of_pieces(content, told.pieces, shelf)
-    else:
-        merged = unpack(from_record(content["merged"])) if "merged" in content else None
+        named = told.pieces, told.piece_kinds, told.start_piece
+        merged, begun = open_pieces(content, *named, shelf)
+    elif "merged" in content:
+        merged = unpack_delta(from_record(content["merged"]))
     scale = told.lora.scale_of(rank)
     known = starting_factors(None, SHAPES, rank, scale, told.start_seed)
-    start = unpack(from_record(content["start"]), known) if "start" in content else None
+    start = unpack(from_record(content["start"]), known) if "start" in content else begun
     begin = starting_factors(start, SHAPES, rank, scale, told.seed)
     if told.keeps_b:
         begin = with_own_b(begin, recall(shelf, remembers))

@@ -22,6 +22,7 @@ from tests.server.spoiling import (
     broadcastable,
     claim,
     cut,
+    dense_first,
     doubled,
     emptied,
     first_factors,
@@ -234,6 +235,7 @@ MALFORMED_REPLIES: dict[str, tuple[Bad, str]] = {
         header(lambda entries, data: entries["__metadata__"].update(format="pt")),
         "expected an adapter in format bouquet-adapter-1",
     ),
+    "a dense module": (dense_first, "is a dense delta, where factors were expected"),
     # records
     "no adapter": (without("adapter"), NO_ADAPTER),
     "the adapter as a config": (record("adapter", ConfigRecord({"packed": b"abc"})), NO_ADAPTER),

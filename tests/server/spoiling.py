@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from adapters.adapter import Adapter, Factors
+from adapters.adapter import Adapter, Delta, Dense, Factors
 from adapters.codec import pack, unpack
 from adapters.records import STYPE, from_record, to_record
 from tests.forged_payloads import framed
@@ -100,6 +100,15 @@ def adapter(change: Callable[[Adapter], Adapter]) -> Bad:
     return lambda honest, message: replaced(
         honest, adapter=to_record(pack(change(adapter_of(honest))))
     )
+
+
+def dense_first(honest: RecordDict, message: Message) -> RecordDict:
+    """The delta of the first module as the matrix itself."""
+    sent = adapter_of(honest)
+    name, factors = next(iter(sent.items()))
+    values = np.asarray(factors.scale * (factors.b @ factors.a), np.float32)
+    whole = Delta({**sent, name: Dense(values)})
+    return replaced(honest, adapter=to_record(pack(whole)))
 
 
 def first_factors(change: Callable[[Factors], Factors]) -> Bad:

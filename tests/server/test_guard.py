@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import truncate
 from adapters.codec import pack
+from server.aggregation import weigh
 from server.broadcast import Asked
 from server.exchange import Admitted, Reply
-from server.guard import change_norm, clip_change, geometric_median_weights, guard
+from server.guard import (
+    change_norm,
+    clip_change,
+    geometric_median_weights,
+    guard,
+    step_norm,
+)
 from server.roster import Member
 from settings.federation import ClientsSettings
 from settings.run import run_settings
@@ -185,3 +192,85 @@ def test_a_minority_cannot_drag_the_median_away() -> None:
 def test_clients_that_agree_keep_their_shares() -> None:
     same = np.ones((3, 3))
     assert geometric_median_weights(same, [0.5, 0.3, 0.2]) == pytest.approx([0.5, 0.3, 0.2])
+
+
+# B is the client's own: A alone travels, and the server sees a B of zero.
+
+OWN_B = [
+    Asked(Member(f"client-{k}", 0, 2, 2, 10, "base", ()), LocalRule(sends="A", keeps_b=True))
+    for k in range(4)
+]
+FLAT = Adapter({n: Factors(f.a, np.zeros_like(f.b), 1.0) for n, f in START.items()})
+
+
+def moved_a(seed: int, size: float, rank: int = 2) -> Adapter:
+    rng = np.random.default_rng(seed)
+    modules = {}
+    for name, f in truncate(FLAT, rank).items():
+        step = size * rng.standard_normal(f.a.shape, dtype=np.float32)
+        modules[name] = Factors(f.a + step, f.b, 1.0)
+    return Adapter(modules)
+
+
+def dense_step(adapter: Adapter) -> float:
+    """||A - A_0|| over all modules, in float64."""
+    pairs = [(f.a.astype(float), FLAT[n].a[: f.rank].astype(float)) for n, f in adapter.items()]
+    return float(np.sqrt(sum(((a - begun) ** 2).sum() for a, begun in pairs)))
+
+
+def test_of_a_method_that_keeps_b_the_step_of_a_is_measured() -> None:
+    honest = [moved_a(seed, 0.1) for seed in range(3)]
+    huge = moved_a(7, 300.0)
+    found = guard(admitted(*honest, huge), OWN_B, FLAT, clients())
+    assert [reply.member.name for reply in found.replies] == ["client-0", "client-1", "client-2"]
+    (rejection,) = found.rejected
+    said = re.search(r"norm ([\d.e+]+),", rejection.reason)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(dense_step(huge), rel=0.01)
+
+
+def test_clipping_draws_a_alone_back_where_b_never_travels() -> None:
+    honest, large = [moved_a(seed, 0.1) for seed in range(3)], moved_a(7, 2.0)
+    found = guard(admitted(*honest, large), OWN_B, FLAT, clients(clip_norm_ratio=1.5))
+    sizes = [dense_step(adapter) for adapter in (*honest, large)]
+    clipped = found.replies[3].adapter
+    assert dense_step(clipped) == pytest.approx(1.5 * np.median(sizes), rel=1e-5)
+    for name, f in clipped.items():
+        whole, way = large[name].a - FLAT[name].a[:2], f.a - FLAT[name].a[:2]
+        t = float(np.vdot(way, whole) / np.vdot(whole, whole))
+        assert np.allclose(way, t * whole, atol=1e-5)
+    assert [pack(r.adapter) for r in found.replies[:3]] == [pack(adapter) for adapter in honest]
+
+
+def test_a_step_that_is_rounding_excludes_nobody() -> None:
+    still = truncate(FLAT, 2)
+    assert (
+        guard(
+            admitted(still, still, honest_step := moved_a(1, 0.1)), OWN_B, FLAT, clients()
+        ).rejected
+        == []
+    )
+    assert step_norm(still, FLAT) == 0.0
+    assert step_norm(honest_step, FLAT) == pytest.approx(dense_step(honest_step), rel=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [(2, 2, 2, 2), (2, 4, 1, 3)])
+def test_robust_weights_of_a_method_that_keeps_b_are_those_of_the_steps_of_a(
+    ranks: tuple[int, ...],
+) -> None:
+    adapters = [moved_a(k, 0.1, rank) for k, rank in enumerate(ranks[:3])]
+    adapters.append(moved_a(9, 200.0, ranks[3]))
+    replies = [reply_of(f"client-{k}", adapter) for k, adapter in enumerate(adapters)]
+    rows = []
+    for adapter in adapters:
+        row = []
+        for name, f in adapter.items():
+            whole = np.zeros((4, f.a.shape[1]))
+            whole[: f.rank] = f.a.astype(float) - FLAT[name].a[: f.rank]
+            row.append(whole.ravel())
+        rows.append(np.concatenate(row))
+    points = np.array(rows)
+    expected = geometric_median_weights(points @ points.T, [0.25] * 4)
+    found = [update.weight for update in weigh(replies, "geometric-median", FLAT, own_b=True)]
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-9)
+    assert found[3] < 1e-2

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from adapters.adapter import Adapter
-from adapters.algebra import stack
-from adapters.codec import pack, unpack
-from adapters.refactoring import refactor
+from adapters.adapter import Delta
+from adapters.algebra import add as added
+from adapters.codec import pack, unpack_delta
+from adapters.refactoring import compact
+from adapters.terms import PLUS, Term
 from client.pieces import held_pieces
 from server.pieces import MOST_TIMES_ITS_SIZE, Piece, in_pieces, piece_of, sum_of
 from server.rounds import run_rounds
@@ -20,12 +21,14 @@ from server.run_folder import RunFolder
 from server.state import ServerState, load_state
 from settings.keys import Value
 from settings.site import client_name
+from simulations.holdings import Holdings
+from strategies.registry import STRATEGIES, make_strategy
 from strategies.strategy import GlobalModel
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import add, dense_deltas, distance, frobenius
 from tests.fake_clients import SHAPES, fake_app, fake_grid, settings_of
 
-Seen = dict[tuple[int, int], Adapter | None]
+Seen = dict[tuple[int, int], Delta | None]
 
 
 class Federation:
@@ -41,7 +44,7 @@ class Federation:
         settings = settings_of(self.settings.output, rounds=4, **values)
         run_rounds(fake_grid(settings, app), settings)
 
-    def _saw(self, client: int, server_round: int, merged: Adapter | None) -> None:
+    def _saw(self, client: int, server_round: int, merged: Delta | None) -> None:
         self.seen[client, server_round] = merged
 
     @property
@@ -77,19 +80,62 @@ def test_all_have_the_same_bits_and_the_sum_of_the_pieces_is_exact(
         assert all(one is not None and pack(one) == pack(ours[0]) for one in ours)  # type: ignore
 
 
-def test_the_model_is_that_of_a_run_without_pieces(tmp_path: Path) -> None:
-    kept = Federation(tmp_path / "kept")
-    kept.play()
-    whole = settings_of(tmp_path / "whole", rounds=4)
-    run_rounds(fake_grid(whole), whole)
-    plain = load_state(tmp_path / "whole" / "state")
-    assert plain is not None
-    assert plain.pieces is None
-    assert kept.state.model.merged is not None
-    assert plain.model.merged is not None
-    expected = dense_deltas(plain.model.merged)
-    found = dense_deltas(kept.state.model.merged)
-    assert distance(found, expected) <= 2e-6 * frobenius(expected)
+METHODS: list[dict[str, Value]] = [
+    {"strategy__name": name}
+    if make_strategy(name).properties.mixed_ranks
+    else {"strategy__name": name, "lora__rank": "2"}
+    for name in STRATEGIES
+]
+
+
+@pytest.mark.parametrize("values", METHODS, ids=lambda v: v["strategy__name"])
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
+def test_nothing_but_the_bytes_depends_on_who_holds_what(
+    values: dict[str, Value], wire: Value, tmp_path: Path
+) -> None:
+    """Sites with a disk, simulated clients, and clients that keep nothing at all."""
+    values = {"rounds": 5, "wire__dtype": wire, "clients__fraction": 0.6, **values}
+
+    class NoDisk(Holdings):
+        def held(self, client: str) -> list[str]:
+            return []
+
+    found, down = [], []
+    for name in ("disks", "simulated", "forgetful"):
+        settings = settings_of(tmp_path / name, **values)
+        caches = tmp_path / "caches" if name == "disks" else None
+        grid = fake_grid(settings, fake_app(cache=caches))
+        if name == "forgetful":
+            grid._holdings = NoDisk()
+        folder = run_rounds(grid, settings)
+        newest = max((folder / "state").glob("round-*"))
+        found.append({p.name: p.read_bytes() for p in sorted(newest.glob("*.safetensors"))})
+        down.append([record["bytes_down"] for record in RunFolder(folder).rounds()[1:]])
+    assert found[0] == found[1] == found[2]
+    assert down[0] == down[1]
+    assert all(few <= many for few, many in zip(down[1], down[2], strict=True))
+
+
+@pytest.mark.parametrize("name", ["flora", "flora-warm", "fedex-lora", "frlora", "florist"])
+def test_a_client_that_was_not_sampled_is_sent_later_what_it_lacks(
+    name: str, tmp_path: Path
+) -> None:
+    values: dict[str, Value] = {"strategy__name": name, "lora__rank": "1", "rounds": 6}
+    settings = settings_of(tmp_path / "run", clients__fraction=0.6, **values)
+    folder = run_rounds(fake_grid(settings), settings)
+    records = RunFolder(folder).rounds()[1:]
+    last = {client["client"]: 0 for record in records for client in record["clients"]}
+    more = 0
+    for record in records[1:]:
+        present = [client["client"] for client in record["clients"]]
+        absent = {c: record["round"] - 1 - last[c] for c in present}
+        sizes = {client["client"]: client["bytes_down"] for client in record["clients"]}
+        for one, other in itertools.permutations(present, 2):
+            if absent[one] > absent[other]:
+                assert sizes[one] >= sizes[other]
+                more += sizes[one] > sizes[other]
+        last |= dict.fromkeys(present, record["round"])
+    assert more > 0
 
 
 def test_a_round_sends_only_what_is_new_and_the_log_says_so(tmp_path: Path) -> None:
@@ -113,7 +159,7 @@ def _sent_last(federation: Federation) -> list[Piece]:
     """The pieces of the state before the newest: those that the last round needed."""
     older = sorted((Path(federation.settings.output) / "state").glob("round-*"))[0]
     files = sorted(older.glob("piece-*.safetensors"))
-    return [piece_of(unpack(file.read_bytes()), "float32") for file in files]
+    return [piece_of(unpack_delta(file.read_bytes()), "float32") for file in files]
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
@@ -175,16 +221,9 @@ def test_a_site_that_lost_what_it_said_it_has_is_named_and_sent_everything_next(
     assert "client-01" in [client["client"] for client in fourth["clients"]]
 
 
-def test_sites_that_keep_nothing_get_merged_whole(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path / "run")
-    run_rounds(fake_grid(settings), settings)
-    state = load_state(tmp_path / "run" / "state")
-    assert state is not None
-    assert state.pieces is None
-
-
-def model(merged: Adapter, increment: Adapter | None = None) -> GlobalModel:
-    return GlobalModel(merged=merged, increment=increment)
+def model(merged: Delta, increment: Delta | None = None) -> GlobalModel:
+    told = None if increment is None else (Term(PLUS, increment),)
+    return GlobalModel(merged=merged, increment=told)
 
 
 def test_what_the_method_does_not_tell_apart_travels_whole() -> None:
@@ -194,7 +233,7 @@ def test_what_the_method_does_not_tell_apart_travels_whole() -> None:
     assert again == pieces
     assert same is merged
     (piece,), whole = in_pieces(pieces, model(merged), model(new), "float32")  # type: ignore
-    assert pack(piece.adapter) == pack(new)
+    assert pack(piece.delta) == pack(new)
     assert whole is not None
     assert distance(dense_deltas(whole), dense_deltas(new)) <= 1e-6 * frobenius(dense_deltas(new))
     assert in_pieces(pieces, model(old), GlobalModel(), "float32") == ((), None)
@@ -210,12 +249,12 @@ def test_pieces_that_outgrow_merged_are_written_anew() -> None:
         dense = dense_deltas(step)
         total = dense if total is None else add(total, dense)
         parts = [step] if before.merged is None else [before.merged, step]
-        merged = refactor(stack(parts, [1.0] * len(parts))).adapter
+        merged = compact(added(parts, [1.0] * len(parts)))
         after = model(merged, step)
         pieces, held = in_pieces(pieces, before, after, "float32")
         assert held is not None
         assert distance(dense_deltas(held), total) <= 2e-6 * frobenius(total)
-        values = sum(piece.adapter.num_parameters for piece in pieces)
+        values = sum(piece.delta.num_parameters for piece in pieces)
         assert values <= MOST_TIMES_ITS_SIZE * merged.num_parameters
         counts.append(len(pieces))
         before = GlobalModel(merged=sum_of(pieces))

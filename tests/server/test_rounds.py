@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from adapters.adapter import Adapter, Factors
+from adapters.adapter import Adapter, Delta, Factors, draw
 from adapters.algebra import truncate
 from adapters.codec import pack, unpack
 from adapters.errors import BouquetError, UsageError
 from adapters.records import from_record, to_record
+from client.pieces import open_pieces
 from server.rounds import run_rounds
 from server.run_folder import RunFolder
 from server.state import load_state
 from settings.keys import Value
 from settings.run import RunSettings
-from simulations.grid import InProcessGrid
+from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
 from strategies.registry import STRATEGIES as REGISTERED
 from strategies.registry import make_strategy
 from tests.dense_oracle import dense
@@ -56,8 +58,11 @@ def kept_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
-def merged_of(folder: Path) -> Adapter:
-    return unpack(state_bytes(folder)["merged.safetensors"])
+def merged_of(folder: Path) -> Delta:
+    state = load_state(folder / "state")
+    assert state is not None
+    assert state.model.merged is not None
+    return state.model.merged
 
 
 STRATEGIES: list[dict[str, Value]] = [
@@ -125,11 +130,14 @@ def test_a_warm_start_over_the_wire_adds_up_what_the_clients_moved(
     def spy(client: int, message: Message, reply: Message) -> Message:
         if "adapter" in reply.content:
             after = unpack(from_record(reply.content["adapter"]))
-            begun = message.content.get("start")
+            told: Any = message.content["instruction"]
+            named = told["pieces"], told["piece-kinds"], told["start-piece"]
+            _, start = open_pieces(message.content, *named, None)
+            if "start" in message.content:
+                start = unpack(from_record(message.content["start"]))
             for name, factors in after.items():
                 delta = dense(factors)
-                if begun is not None:
-                    start = unpack(from_record(begun))
+                if start is not None:
                     delta = delta - dense(truncate(start, factors.rank)[name])
                 moved[name] += 10 * (client + 1) / 60 * delta
         return reply
@@ -202,21 +210,65 @@ def test_uniform_weights_on_request(tmp_path: Path) -> None:
     assert [client["weight"] for client in record["clients"]] == pytest.approx([1 / 3] * 3)
 
 
-def test_bytes_are_those_really_sent(tmp_path: Path) -> None:
-    up, down = [0, 0, 0], [0, 0, 0]
+class Weighing(InProcessGrid):
+    """Weighs what goes over it: by (kind, round), up and down, and down by client."""
 
-    def weigh(client: int, message: Message, reply: Message) -> Message:
-        if "adapter" in reply.content:
-            index = int(message.metadata.group_id) - 1
-            up[index] += _array_bytes(reply.content)
-            down[index] += _array_bytes(message.content)
-        return reply
+    up: Counter[int]
+    down: Counter[tuple[str, int]]
+    to: Counter[tuple[int, int]]
 
-    folder = play(settings_of(tmp_path / "run"), fake_app(tamper=weigh))
-    records = rounds_of(folder)[1:]
-    assert [record["bytes_up"] for record in records] == up
-    assert [record["bytes_down"] for record in records] == down
-    assert down[0] == 0 < down[1]
+    def push_messages(self, messages: Any) -> Any:
+        for message in messages:
+            if "instruction" in message.content:
+                number, size = int(message.metadata.group_id), _array_bytes(message.content)
+                self.down[message.metadata.message_type, number] += size
+                if message.metadata.message_type == "train":
+                    self.to[number, message.metadata.dst_node_id] += size
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        replies = list(super().pull_messages(message_ids))
+        for reply in replies:
+            if "adapter" in reply.content:
+                self.up[int(reply.metadata.group_id)] += _array_bytes(reply.content)
+        return replies
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+@pytest.mark.parametrize("values", STRATEGIES, ids=lambda v: v["strategy__name"])
+def test_bytes_are_those_really_sent(
+    tmp_path: Path, values: dict[str, Value], evaluates: bool
+) -> None:
+    settings = settings_of(
+        tmp_path / "run", rounds=4, clients__fraction=0.6, evaluate__clients=evaluates, **values
+    )
+    grid = fake_grid(settings)
+    grid.__class__ = Weighing
+    assert isinstance(grid, Weighing)
+    grid.up, grid.down, grid.to = Counter(), Counter(), Counter()
+    records = rounds_of(run_rounds(grid, settings))[1:]
+    for record in records:
+        number = record["round"]
+        assert record["bytes_up"] == grid.up[number]
+        assert record["bytes_down"] == grid.down["train", number]
+        for client in record["clients"]:
+            node = FIRST_CLIENT_NODE + int(client["client"][-2:])
+            assert client["bytes_down"] == grid.to[number, node]
+        if evaluates:
+            assert record["evaluate_bytes_down"] == grid.down["evaluate", number]
+
+
+@pytest.mark.parametrize("values", STRATEGIES, ids=lambda v: v["strategy__name"])
+def test_bytes_of_training_do_not_depend_on_evaluation(
+    tmp_path: Path, values: dict[str, Value]
+) -> None:
+    found = []
+    for evaluates in (False, True):
+        settings = settings_of(
+            tmp_path / str(evaluates), clients__fraction=0.6, evaluate__clients=evaluates, **values
+        )
+        found.append([record["bytes_down"] for record in rounds_of(play(settings))[1:]])
+    assert found[0] == found[1]
 
 
 def _array_bytes(content: RecordDict) -> int:
@@ -329,7 +381,7 @@ def test_a_damaged_newest_state_costs_one_round_and_no_bit(tmp_path: Path) -> No
     play(settings_of(tmp_path / "whole"))
     play(settings_of(tmp_path / "run"))
     shutil.rmtree(tmp_path / "run" / "adapter")
-    (tmp_path / "run" / "state" / "round-0003" / "merged.safetensors").write_bytes(b"")
+    (tmp_path / "run" / "state" / "round-0003" / "piece-000.safetensors").write_bytes(b"")
     play(settings_of(tmp_path / "run", resume=True))
     assert state_bytes(tmp_path / "run") == state_bytes(tmp_path / "whole")
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(tmp_path / "whole")
@@ -350,3 +402,28 @@ def test_every_line_of_the_log_is_json_that_names_its_units(tmp_path: Path) -> N
     assert last["client_held_out_loss"] == pytest.approx(2.0)
     assert set(last["module_noise"]) == set(SHAPES)
     assert {"train_seconds", "aggregate_seconds", "bytes_up", "effective_rank"} <= set(last)
+
+
+def test_a_liar_about_a_alone_is_outvoted_and_excluded_where_b_never_travels(
+    tmp_path: Path,
+) -> None:
+    def lie(client: int, message: Message, reply: Message) -> Message:
+        if client == 3 and "adapter" in reply.content:
+            start = unpack(from_record(message.content["start"]), known=draw(SHAPES, 2, 1, 1.0))
+            sent = unpack(from_record(reply.content["adapter"]), start)
+            far = {n: Factors(f.a * np.float32(2000), f.b, f.scale) for n, f in sent.items()}
+            reply.content["adapter"] = to_record(pack(Adapter(far), factors="A"))
+        return reply
+
+    values: dict[str, Value] = {"clients__count": 4, "lora__rank": "2", "rounds": 1}
+    values |= {"strategy__name": "fedsa-lora", "clients__weights": "geometric-median"}
+    guarded = play(settings_of(tmp_path / "guarded", **values), fake_app(tamper=lie))
+    (failure,) = rounds_of(guarded)[1]["failures"]
+    assert failure["client"] == "client-03"
+    assert "times the median" in failure["reason"]
+    values["clients__max_norm_ratio"] = 0.0
+    outvoted = play(settings_of(tmp_path / "outvoted", **values), fake_app(tamper=lie))
+    assert [client["weight"] < 0.01 for client in rounds_of(outvoted)[1]["clients"]] == [
+        *(False, False, False),
+        True,
+    ]

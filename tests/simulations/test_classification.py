@@ -29,7 +29,7 @@ LABELS = ("bad", "good", "so-so")
 def job(tmp_path: Path) -> list[str]:
     data = tmp_path / "reviews.jsonl"
     rows = [
-        {"text": f"the film {k} was {LABELS[k % 3]}", "label": LABELS[k % 3]} for k in range(90)
+        {"text": f"the film {k} was {LABELS[k % 3]}", "label": LABELS[k % 3]} for k in range(240)
     ]
     data.write_text("\n".join(map(json.dumps, rows)))
     return [
@@ -119,6 +119,103 @@ def test_a_personal_method_tells_what_each_client_is_worth(bouquet: Run, job: li
     assert isinstance(found, list)
     assert {"client", "loss", "accuracy", "macro_f1"} <= set(found[0])
     assert not Path("run/adapter").exists()
+
+
+def travelled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all records that go either way from here on."""
+    names: list[str] = []
+    pull, push = InProcessGrid.pull_messages, InProcessGrid.push_messages
+
+    def pulling(self: Grid, message_ids: list[str]) -> list[Message]:
+        replies = list(pull(self, message_ids))  # type: ignore[arg-type]
+        names.extend(f"up:{name}" for reply in replies for name in reply.content)
+        return replies
+
+    def pushing(self: Grid, messages: list[Message]) -> list[str]:
+        names.extend(f"down:{name}" for message in messages for name in message.content)
+        return list(push(self, messages))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(InProcessGrid, "pull_messages", pulling)
+    monkeypatch.setattr(InProcessGrid, "push_messages", pushing)
+    return names
+
+
+def own_loss(record: dict[str, float]) -> float:
+    return record["client_held_out_loss"]
+
+
+OWN = (
+    *("--set", "data.client-held-out=0.2", "--set", "data.dirichlet-alpha=0.1"),
+    *("--lr", "0.01", "--steps", "8", "--rounds", "3", "--ranks", "2,2,2"),
+)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "head"), [("fedsa-lora", "auto"), ("fedsa-lora", "own"), ("fedavg", "own")]
+)
+def test_an_own_head_never_travels_and_each_clients_own_loss_falls(
+    bouquet: Run, job: list[str], monkeypatch: pytest.MonkeyPatch, strategy: str, head: str
+) -> None:
+    names = travelled(monkeypatch)
+    extra = (*OWN, "--strategy", strategy, "--set", f"clients.head={head}")
+    code, _, errors = bouquet(*job, *extra, "-o", "run")
+    assert code == 0, errors
+    assert "up:adapter" in names
+    assert not {"up:head", "down:head"} & set(names)
+    records = records_of("run")
+    assert "held_out_loss" in records[0]  # of the base, under the head that all begin with
+    assert not [name for record in records[1:] for name in record if name.startswith("held_out")]
+    assert own_loss(records[-1]) < own_loss(records[0])
+    assert len({client["loss"] for client in records[-1]["client_held_out"]}) == 3  # type: ignore[attr-defined]
+    state = load_state(Path("run/state"))
+    assert state is not None
+    assert state.model.head is None
+
+
+def test_under_a_personal_method_an_own_head_fits_its_client_better_than_a_shared_one(
+    bouquet: Run, job: list[str]
+) -> None:
+    found = {}
+    for head in ("own", "shared"):
+        extra = (*OWN, "--strategy", "fedsa-lora", "--set", f"clients.head={head}")
+        assert bouquet(*job, *extra, "-o", head)[0] == 0
+        found[head] = own_loss(records_of(head)[-1])
+    assert found["own"] < found["shared"]
+
+
+def test_a_run_with_own_heads_resumes_to_the_same_bytes(bouquet: Run, job: list[str]) -> None:
+    extra = ("--strategy", "fedsa-lora", "--ranks", "2,2,2")
+    assert bouquet(*job, *extra, "--rounds", "3", "-o", "whole")[0] == 0
+    assert bouquet(*job, *extra, "--rounds", "1", "-o", "torn")[0] == 0
+    assert bouquet("simulate", "--resume", "torn", "--rounds", "3")[0] == 0
+    kept = {
+        folder: {
+            str(path.relative_to(folder)): path.read_bytes()
+            for part in ("clients", "state/round-0003")
+            for path in Path(folder, part).rglob("*.safetensors")
+        }
+        for folder in ("whole", "torn")
+    }
+    assert kept["whole"] == kept["torn"]
+    assert kept["whole"]
+    assert [own_loss(r) for r in records_of("whole")] == [own_loss(r) for r in records_of("torn")]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("--set", "evaluate.trained=true"), "evaluate.trained needs the clients' heads"),
+        (("--task", "causal"), "clients.head=own is for task=classification"),
+    ],
+)
+def test_own_heads_are_refused_where_they_make_no_sense(
+    bouquet: Run, job: list[str], change: tuple[str, str], reason: str
+) -> None:
+    own = ("--set", "clients.head=own", "--ranks", "2,2,2")
+    code, _, errors = bouquet(*job, *own, *change, "-o", "run")
+    assert code == 2
+    assert reason in " ".join(errors.split())
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(

@@ -190,11 +190,11 @@ def test_where_all_fail_the_comparison_failed(bouquet: Run, job: list[str]) -> N
 def test_equal_bytes_give_the_cheaper_method_more_rounds(
     bouquet: Run, job: list[str], page: list[ReadRun]
 ) -> None:
-    job = [*job, "-s", "flora,fedavg,local", "-o", "it", "--ranks", "2", "-n", "3"]
+    job = [*job, "-s", "ideal,fedavg,local", "-o", "it", "--ranks", "2", "-n", "3"]
     assert bouquet(*job, "--rounds", "3", "--equal-bytes")[0] == 0
-    flora, fedavg = (Path(f"it/runs/{name}/seed-0") for name in ("flora", "fedavg"))
-    budget = sum(sent(flora))
-    assert len(sent(flora)) == 3 < len(sent(fedavg)) <= 12
+    ideal, fedavg = (Path(f"it/runs/{name}/seed-0") for name in ("ideal", "fedavg"))
+    budget = sum(sent(ideal))
+    assert len(sent(ideal)) == 3 < len(sent(fedavg)) <= 12
     assert sum(sent(fedavg)) <= budget < sum(sent(fedavg)) + sent(fedavg)[-1]
     assert len(records(Path("it/runs/local/seed-0"))) == 2
     assert [each["round"] for each in records(fedavg)] == list(range(len(sent(fedavg)) + 1))
@@ -207,7 +207,7 @@ def test_equal_bytes_give_the_cheaper_method_more_rounds(
 def test_equal_bytes_stopped_in_an_added_round(
     bouquet: Run, job: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = [*job, "-s", "flora,fedavg", "--ranks", "2", "-n", "3", "--rounds", "3", "--equal-bytes"]
+    job = [*job, "-s", "ideal,fedavg", "--ranks", "2", "-n", "3", "--rounds", "3", "--equal-bytes"]
     assert bouquet(*job, "-o", "whole")[0] == 0
     append = RunFolder.append
 

@@ -12,7 +12,7 @@ import pytest
 
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import beyond, stack
-from adapters.codec import pack, unpack
+from adapters.codec import pack, unpack, unpack_delta
 from strategies.registry import STRATEGIES, Options, make_strategy
 from strategies.strategy import BOTH, GlobalModel, LocalRule, Strategy, Update
 from strategies.warm_start import POLICIES, RANDOM
@@ -143,7 +143,7 @@ def reloaded(model: GlobalModel) -> GlobalModel:
     """The model, saved and loaded."""
     merged, start, memory = packed(model)
     return GlobalModel(
-        merged=None if merged is None else unpack(merged),
+        merged=None if merged is None else unpack_delta(merged),
         start=None if start is None else unpack(start),
         memory=json.loads(memory or b"{}"),
     )

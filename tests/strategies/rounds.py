@@ -10,6 +10,7 @@ lies to a fixed probe: the products are then the same whatever signs a decomposi
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_HALF_EVEN, Decimal
 
 import numpy as np
 
@@ -85,7 +86,7 @@ CASES: dict[str, Case] = {
     "ideal": Case(make_strategy("ideal"), Sum),
     "fedavg": Case(make_strategy("fedavg"), Mean),
     "zero-padding": Case(make_strategy("zero-padding"), Mean),
-    "hetlora": Case(make_strategy("hetlora", Options(prune=PRUNE)), WeighedBySize),
+    "hetlora": Case(make_strategy("hetlora", Options(prune=PRUNE, min_rank=1)), WeighedBySize),
     "flexlora": Case(make_strategy("flexlora"), BestOfRank, tolerance=5e-6),
     "ffa-lora": Case(make_strategy("ffa-lora"), OneFactor, ("B",)),
     "rolora": Case(make_strategy("rolora"), lambda f: OneFactor(f, turns=("B", "A")), ("B", "A")),
@@ -210,14 +211,19 @@ class Played:
             pairs = train_oracle(self.oracle, client, rank, trains, fresh, [number, k])
             share = strategy.local_rule(before, client.name).prune
             if share < 1.0 and (number + k) % 2:
-                sent = truncate(sent, max(1, int(share * sent.rank)))
-                rank = self.pruned[client.name] = max(1, int(PRUNE * rank))
+                rank = self.pruned[client.name] = nearest(PRUNE * rank)
+                sent = truncate(sent, rank)
                 pairs = {name: (a[:rank], b[:, :rank]) for name, (a, b) in pairs.items()}
             dense_sent[client.name] = pairs
             whole = with_tail(strategy, before, client, sent)
             updates.append(Update(client.name, shares[client.name], whole))
         self.model = strategy.aggregate(before, updates)
         self.oracle.round(dense_sent, shares)
+
+
+def nearest(number: float) -> int:
+    """The nearest whole number, halves to the even one; PRUNE times a rank has no rounding."""
+    return int(Decimal(number).quantize(Decimal(1), ROUND_HALF_EVEN))
 
 
 def shares_of(present: Sequence[Client]) -> Mapping[str, float]:

@@ -113,10 +113,10 @@ def of_norm_one(adapter: Adapter) -> Adapter:
 
 def test_hetlora_asks_for_pruning_unless_its_share_is_one() -> None:
     for prune, asked in ((1.0, 1.0), (0.5, 0.5)):
-        strategy = make_strategy("hetlora", Options(prune=prune, penalty=0.125))
+        strategy = make_strategy("hetlora", Options(prune=prune, penalty=0.125, min_rank=3))
         model = after(strategy, updates_of(8, 2, 5))
         rule = strategy.local_rule(model, "client-0")
-        assert (rule.prune, rule.penalty, rule.rank) == (asked, 0.125, 8)
+        assert (rule.prune, rule.penalty, rule.rank, rule.min_rank) == (asked, 0.125, 8, 3)
 
 
 @pytest.mark.parametrize(("start_rank", "exact"), [(15, True), (30, True), (14, False), (8, False)])

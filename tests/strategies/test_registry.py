@@ -59,15 +59,15 @@ def test_without_options_each_method_takes_its_own(name: str) -> None:
 
 
 def test_each_method_takes_the_options_that_concern_it() -> None:
-    chosen = Options(energy=0.75, ridge=0.5, prune=0.25, penalty=0.125)
+    chosen = Options(energy=0.75, ridge=0.5, prune=0.25, penalty=0.125, min_rank=7)
     assert make_strategy("flora") == Flora(1.0, "random")
     assert make_strategy("flora", chosen) == Flora(0.75, "random")
     assert make_strategy("florist") == Florist(0.9, "random")
     assert make_strategy("florist", chosen) == Florist(0.75, "random")
     assert make_strategy("lora-fair") == LoraFair(0.01)
     assert make_strategy("lora-fair", chosen) == LoraFair(0.5)
-    assert make_strategy("hetlora") == HetLora(0.99, 5e-4)
-    assert make_strategy("hetlora", chosen) == HetLora(0.25, 0.125)
+    assert make_strategy("hetlora") == HetLora(0.99, 5e-4, 4)
+    assert make_strategy("hetlora", chosen) == HetLora(0.25, 0.125, 7)
     assert make_strategy("flora-warm") == Flora(1.0, "global")
     assert make_strategy("flora-warm", chosen) == Flora(0.75, "global")
     others = set(STRATEGIES) - {"flora", "flora-warm", "florist", "lora-fair", "hetlora"}

@@ -43,7 +43,7 @@ def test_the_clients_of_hetlora_go_on_at_the_rank_they_pruned_to() -> None:
     played = Played(CASES["hetlora"], MIXED)
     for number in range(len(MEMBERS)):
         played.round(number)
-    assert played.pruned == {"big": 3, "small": 1, "middle": 2}
+    assert played.pruned == {"big": 3, "small": 2, "middle": 2}
     for client in MIXED:
         rule = CASES["hetlora"].strategy.local_rule(played.model, client.name)
         assert rule.rank == played.pruned[client.name]

@@ -5,7 +5,7 @@ import pytest
 
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import norm
-from adapters.codec import pack, unpack
+from adapters.codec import pack, unpack_delta
 from adapters.errors import UsageError
 from strategies.registry import HAVE_A_START_POLICY, Options, make_strategy
 from strategies.strategy import GlobalModel, Strategy, Update
@@ -150,7 +150,7 @@ def test_where_all_fits_into_the_start_nothing_is_merged(policy: str) -> None:
     assert after.start is not None
     assert {f.rank for f in after.merged.values()} == {0}
     assert {f.rank for f in after.start.values()} == {3}
-    assert unpack(pack(after.merged)).shapes == SHAPES
+    assert unpack_delta(pack(after.merged)).shapes == SHAPES
     assert distance(total(after), dense_deltas(update.adapter)) <= 1e-6 * norm(update.adapter)
 
 
