@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## ten clients of rank 64 to 4, three rounds, beside base and central LoRA
-	$(BIN)/bouquet simulate --central
+	$(BIN)/bouquet simulate --central --steps 4
 
 test: $(READY)  ## the whole suite
 	$(BIN)/python -m pytest

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from adapters.adapter import Adapter, Delta, Dense, Factors, Form, pays_dense, same_shapes
-from adapters.dense import matrix, side_by_side, summed
+from adapters.dense import DoubleArray, matrix, side_by_side, summed
 from adapters.errors import AdapterError
 
 CANCELLED = 1e-12
@@ -40,14 +40,12 @@ def add(deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
 
 def _stacked(parts: Sequence[tuple[float, Form]]) -> Factors | None:
     """The parts side by side; None where that is not the smaller form."""
-    factors = [(weight, form) for weight, form in parts if isinstance(form, Factors)]
-    rank = sum(form.rank for _, form in factors)
-    if len(factors) < len(parts) or pays_dense(rank, parts[0][1].shape):
-        return None
-    return _side_by_side(factors)
+    factors = as_few_factors(parts)
+    return None if factors is None else _side_by_side(factors)
 
 
 def _side_by_side(parts: Sequence[tuple[float, Factors]]) -> Factors:
+    """B and A in float32; the coefficients hold each part's scale."""
     (m, n), rank = parts[0][1].shape, sum(part.rank for _, part in parts)
     a = np.empty((rank, n), np.float32)
     columns = np.empty((rank, m), np.float32)  # those of B, each in one piece
@@ -55,7 +53,7 @@ def _side_by_side(parts: Sequence[tuple[float, Factors]]) -> Factors:
     for weight, part in parts:
         block = slice(at, at + part.rank)
         a[block] = part.a
-        factor = np.float64(weight * part.scale)  # rounding it first would bias every value
+        factor = np.float64(weight)  # rounding it first would bias every value
         np.multiply(part.b.T, factor, out=columns[block], dtype=np.float64, casting="same_kind")
         at += part.rank
     return Factors(a, columns.T, 1.0)
@@ -78,7 +76,9 @@ def stack(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
     _one_weight_each(adapters, weights)
     return Adapter(
         {
-            name: _side_by_side([(w, x[name]) for x, w in zip(adapters, weights, strict=True)])
+            name: _side_by_side(
+                [(w * x[name].scale, x[name]) for x, w in zip(adapters, weights, strict=True)]
+            )
             for name in shapes
         }
     )
@@ -120,20 +120,31 @@ def module_norms(terms: Sequence[tuple[float, Delta]]) -> dict[str, float]:
     norms = {}
     for name, shape in shapes.items():
         parts = [(c, delta[name]) for c, delta in terms]
-        factors = [(c * form.scale, form) for c, form in parts if isinstance(form, Factors)]
-        rank = sum(form.rank for _, form in factors)
-        if len(factors) < len(parts) or pays_dense(rank, shape):
+        factors = as_few_factors(parts)
+        if factors is None:
             norms[name] = float(np.linalg.norm(summed(parts, shape)))
-            continue
-        b, a = side_by_side(factors)
-        products = (b @ b.T) * (a @ a.T)
-        square, size = float(products.sum()), float(np.abs(products).sum())
-        if square > CANCELLED * size:
-            norms[name] = square**0.5
         else:
-            probes = np.random.default_rng(0).standard_normal((a.shape[1], PROBES))
-            norms[name] = float(np.linalg.norm(b.T @ (a @ probes))) / PROBES**0.5
+            norms[name] = norm_of_product(*side_by_side(factors))
     return norms
+
+
+def as_few_factors(parts: Sequence[tuple[float, Form]]) -> list[tuple[float, Factors]] | None:
+    """The parts of one module's sum, each coefficient with its scale; None where dense is less."""
+    factors = [(c * form.scale, form) for c, form in parts if isinstance(form, Factors)]
+    rank = sum(form.rank for _, form in factors)
+    if len(factors) < len(parts) or pays_dense(rank, parts[0][1].shape):
+        return None
+    return factors
+
+
+def norm_of_product(b: DoubleArray, a: DoubleArray) -> float:
+    """||B' A||_F of B (R, m) and A (R, n), as `module_norms` says."""
+    products = (b @ b.T) * (a @ a.T)
+    square, size = float(products.sum()), float(np.abs(products).sum())
+    if square > CANCELLED * size:
+        return float(np.sqrt(square))
+    probes = np.random.default_rng(0).standard_normal((a.shape[1], PROBES))
+    return float(np.linalg.norm(b.T @ (a @ probes)) / np.sqrt(PROBES))
 
 
 def norm(adapter: Delta) -> float:
@@ -231,6 +242,9 @@ def pad(adapter: Adapter, rank: int) -> Adapter:
     for name, f in adapter.items():
         if f.rank > rank:
             raise AdapterError(f"{name} has rank {f.rank}: it cannot be padded to rank {rank}")
+        if f.rank == rank:
+            modules[name] = f
+            continue
         rows = ((0, rank - f.rank), (0, 0))
         modules[name] = Factors(np.pad(f.a, rows), np.pad(f.b, rows[::-1]), f.scale)
     return Adapter(modules)

@@ -33,7 +33,12 @@ def summed(parts: Iterable[tuple[float, Form]], shape: tuple[int, int]) -> Doubl
     rank = 0
     for c, form in parts:
         if not isinstance(form, Factors):
-            total += c * form.values.astype(np.float64)
+            if c == 1.0:
+                total += form.values
+            elif c == -1.0:
+                total -= form.values
+            else:
+                total += np.float64(c) * form.values
             continue
         block.append((c * form.scale, form))
         rank += form.rank

@@ -18,6 +18,7 @@ from adapters.errors import AdapterError
 
 SMALL = 128
 """Sides of a matrix up to which its decomposition is of no account."""
+STEPS = 8
 LOSSLESS_TAIL = 1e-7
 """Relative error that a lossless refactor may leave behind: float32 holds no more."""
 
@@ -99,6 +100,34 @@ def compact(delta: Delta, energy: float = 1.0) -> Delta:
     return Delta(modules)
 
 
+def leading(form: Dense, rank: int) -> tuple[Factors, DoubleArray]:
+    """The first `rank` directions of a matrix, as `refactor` gives them, and their singular values.
+
+    Of a large matrix they are found by eight steps of subspace iteration on twice as many vectors,
+    from a fixed beginning. Where the spectrum falls these are the directions themselves; among
+    directions of nearly equal strength others may be picked, which together hold as much.
+    """
+    m, n = form.shape
+    if min(m, n) <= SMALL or 4 * rank >= min(m, n):
+        found = refactor(Delta({"": form}), rank=rank)
+        return found.adapter[""], found.singular_values[""][:rank]
+    if m > n:
+        turned, values = leading(Dense(form.values.T), rank)
+        return Factors(turned.b.T, turned.a.T, 1.0), values
+    whole = form.values.astype(np.float64)
+    width = 2 * rank + 8
+    gram = whole @ whole.T if m <= 16 * width else None
+    basis = np.random.default_rng(0).standard_normal((m, width))
+    for _ in range(STEPS):
+        basis = np.linalg.qr(gram @ basis if gram is not None else whole @ (whole.T @ basis))[0]
+    left, values, right = np.linalg.svd(basis.T @ whole, full_matrices=False)
+    keep = int((values[:rank] > LOSSLESS_TAIL * np.linalg.norm(values)).sum())
+    root = np.sqrt(values[:keep])
+    a, b = root[:, None] * right[:keep], (basis @ left[:, :keep]) * root
+    factors = Factors(np.asarray(a, np.float32), np.asarray(b, np.float32), 1.0)
+    return factors, values[:keep]
+
+
 def as_factors(delta: Delta) -> Adapter:
     """The same delta as an adapter: what is dense in factors of full rank, the rest as it is."""
     return Adapter(
@@ -120,7 +149,9 @@ def _in_factors(form: Form) -> TypeGuard[Factors]:
 
 def _svd(form: Form) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
     """Of factors what `_thin_svd` gives; of a matrix U (m, q), singular values (q,), V' (q, n)."""
-    return _thin_svd(form) if _in_factors(form) else _svd_of_matrix(matrix(form))
+    if not _in_factors(form):
+        return _svd_of_matrix(matrix(form))
+    return _thin_svd(form.b.T.astype(np.float64), form.a.astype(np.float64), form.scale)
 
 
 def _svd_of_matrix(values: DoubleArray) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
@@ -145,8 +176,17 @@ def _svd_of_matrix(values: DoubleArray) -> tuple[DoubleArray, DoubleArray, Doubl
     return vectors, singular, unit
 
 
-def _thin_svd(factors: Factors) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
+def spectrum_of_product(b: DoubleArray, a: DoubleArray) -> DoubleArray:
+    """The singular values of B' A, largest first, for B (R, m) and A (R, n) with R below both."""
+    return _thin_svd(b, a, 1.0)[1]
+
+
+def _thin_svd(
+    columns: DoubleArray, a: DoubleArray, scale: float
+) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
     """X (R, k), singular values (k,), Y (k, R) with U = B X and V' = Y A, for s B A = U S V'.
+
+    columns: those of B, (R, m).
 
     A thin QR of B and of A' and an SVD of the small core, with the two QRs replaced by
     eigendecompositions of float64 Gram matrices, B'B = V L V', which give the same orthonormal
@@ -154,17 +194,16 @@ def _thin_svd(factors: Factors) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
     float64, which leaves all the digits of float32. Each pair of column b_j and row a_j is first
     balanced to equal norms, so that no direction is lost to an uneven split between A and B.
     """
-    b, a = factors.b.astype(np.float64), factors.a.astype(np.float64)
-    gram_b, gram_a = b.T @ b, a @ a.T  # (R, R)
+    gram_b, gram_a = columns @ columns.T, a @ a.T  # (R, R)
     norm_b, norm_a = np.sqrt(np.diag(gram_b)), np.sqrt(np.diag(gram_a))
     live = (norm_b > 0.0) & (norm_a > 0.0)
     balance = np.where(live, np.sqrt(np.divide(norm_a, norm_b, where=live, out=norm_a * 0)), 0.0)
     inverse = np.divide(1.0, balance, where=live, out=np.zeros_like(balance))
     basis_b, half_b = _whiten(balance[:, None] * gram_b * balance)
     basis_a, half_a = _whiten(inverse[:, None] * gram_a * inverse)
-    core = factors.scale * (half_b @ half_a.T)
+    core = scale * (half_b @ half_a.T)
     left, values, right = np.linalg.svd(core, full_matrices=False)
-    keep = min(len(values), *factors.shape)
+    keep = min(len(values), columns.shape[1], a.shape[1])
     x = balance[:, None] * (basis_b @ left[:, :keep])
     y = (right[:keep] @ basis_a.T) * inverse
     return x, values[:keep], y
@@ -188,12 +227,13 @@ def singular_values(delta: Delta) -> dict[str, DoubleArray]:
     24.0
     """
     return {
-        name: _thin_svd(form)[1] if _in_factors(form) else _spectrum(matrix(form))
+        name: _svd(form)[1] if _in_factors(form) else spectrum(matrix(form))
         for name, form in delta.items()
     }
 
 
-def _spectrum(values: DoubleArray) -> DoubleArray:
+def spectrum(values: DoubleArray) -> DoubleArray:
+    """The singular values of a matrix, largest first; of a large one those below 1e-7 are 0."""
     m, n = values.shape
     if min(m, n) <= SMALL:
         return np.asarray(np.linalg.svd(values, compute_uv=False))

@@ -27,6 +27,7 @@ BENCHMARKS = {
     "algebra": "stack, refactor and the wire codec over memcpy and one matrix product",
     "wire": "bytes of an adapter in each number format over raw float32, and what it costs",
     "deployed": "a round over the network over one of Flower's FedAvg and one raw array",
+    "costs": "what the server computes in a round, in seconds and by the number of clients",
     "truncation": "flexlora and florist by stacked factors over the dense route",
 }
 

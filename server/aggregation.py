@@ -9,31 +9,33 @@ from adapters.adapter import Adapter, Factors
 from adapters.algebra import beyond
 from adapters.head import mean_of_heads
 from server.broadcast import Asked
+from server.changes import Changes
 from server.exchange import Reply
 from server.guard import geometric_median_weights, step_of_a
-from server.telemetry import inner_products_of_changes
-from strategies.strategy import GlobalModel, Strategy, Update
+from strategies.strategy import GlobalModel, Strategy, Update, Updates
 
 
-def weigh(
-    replies: Sequence[Reply], rule: str, start: Adapter | None = None, own_b: bool = False
-) -> list[Update]:
+def changes_of(replies: Sequence[Reply], began: Adapter | None, own_b: bool = False) -> Changes:
+    """What these clients changed of the start that they received.
+
+    own_b: B never travels, so that a change is that of A.
+    """
+    trained, ranks = [reply.adapter for reply in replies], [reply.member.rank for reply in replies]
+    if own_b:
+        return Changes([step_of_a(adapter, began) for adapter in trained], None, ranks)
+    return Changes(trained, began, ranks)
+
+
+def weigh(replies: Sequence[Reply], rule: str, changes: Changes) -> list[Update]:
     """Updates with weights p_k that sum to 1.
 
     n_k / sum n under `examples`, 1 / K under `uniform`, and under `geometric-median` those whose
     mean is the geometric median of the changes, each counted with n_k / sum n.
-    start: what the clients began from.
-    own_b: B never travels, so that a change is that of A.
     """
     counts = [1 if rule == "uniform" else reply.num_examples for reply in replies]
     shares = [count / sum(counts) for count in counts]
     if rule == "geometric-median":
-        trained = [reply.adapter for reply in replies]
-        if own_b:
-            products = inner_products_of_changes([step_of_a(a, start) for a in trained], None)
-        else:
-            products = inner_products_of_changes(trained, start)
-        shares = geometric_median_weights(products, shares)
+        shares = geometric_median_weights(changes.products(), shares)
     return [
         Update(reply.member.name, share, reply.adapter)
         for reply, share in zip(replies, shares, strict=True)
@@ -70,12 +72,15 @@ def aggregate(
     strategy: Strategy,
     model: GlobalModel,
     replies: Sequence[Reply],
-    updates: Sequence[Update],
-    tails: Sequence[Update],
+    updates: Updates,
 ) -> GlobalModel:
-    """The strategy's next model, with the mean of the heads where the task has one."""
-    after = strategy.aggregate(model, [*updates, *tails])
+    """The strategy's next model, with the mean of the heads where the task has one.
+
+    updates: those of the replies, in their order, and last what the clients kept frozen.
+    """
+    after = strategy.aggregate(model, updates)
     heads = [reply.head for reply in replies if reply.head is not None]
     if not heads:
         return after
-    return replace(after, head=mean_of_heads(heads, [update.weight for update in updates]))
+    weights = [update.weight for update in updates[: len(replies)]]
+    return replace(after, head=mean_of_heads(heads, weights))

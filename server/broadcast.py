@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from adapters.adapter import Delta
+from adapters.adapter import Adapter, Delta
 from adapters.algebra import relative_error
 from adapters.codec import pack, unpack, unpack_delta
 from adapters.head import pack_head
@@ -124,17 +124,22 @@ def broadcast_error(model: GlobalModel, sent: Broadcast) -> float:
     if not sent.rounded:
         return 0.0
     whole: list[Delta] = [part for part in (model.merged, model.start) if part is not None]
-    start = None
-    if sent.start_piece:
-        (packed,) = {p.packed for p in sent.pieces or () if p.version == sent.start_piece}
-        start = unpack(packed)
-    elif model.start is not None:
-        start = unpack(from_record(sent.records["start"]), model.start)
+    start = received_start(model, sent)
     merged = sum_of_terms([Term(p.kind, unpack_delta(p.packed)) for p in sent.pieces or ()], start)
     if "merged" in sent.records:
         merged = unpack_delta(from_record(sent.records["merged"]))
     came: list[Delta] = [part for part in (merged, start) if part is not None]
     return relative_error(whole, came)
+
+
+def received_start(model: GlobalModel, sent: Broadcast) -> Adapter | None:
+    """`start` as the clients have it: rounded where the number format on the wire is."""
+    if model.start is None or not sent.rounded:
+        return model.start
+    if sent.start_piece:
+        (packed,) = {p.packed for p in sent.pieces or () if p.version == sent.start_piece}
+        return unpack(packed)
+    return unpack(from_record(sent.records["start"]), model.start)
 
 
 def broadcast_to(

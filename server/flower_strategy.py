@@ -24,22 +24,22 @@ from adapters.errors import AdapterError, BouquetError
 from adapters.head import pack_head, unpack_head
 from adapters.records import STYPE
 from adapters.refactoring import as_factors
-from server.aggregation import aggregate, freezes_tails, frozen_tails, weigh
+from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
 from server.attendance import call_roster
-from server.broadcast import Asked, ask, broadcast, broadcast_to, round_messages
+from server.broadcast import Asked, ask, broadcast, broadcast_to, received_start, round_messages
 from server.exchange import admit_replies, open_reply, read_metrics
 from server.guard import guard, keeps_b
 from server.mailbox import Mailbox
 from server.method import method_of
 from server.roster import Roster
 from server.rounds import begin_model
-from server.sampling import sample_cohort
+from server.sampling import derive_seed, sample_cohort
 from server.start_adapter import read_start_adapter, with_adapter
 from server.telemetry import round_record
 from settings.keys import flatten
 from settings.run import RunSettings, run_settings
 from strategies.registry import refuse_ranks
-from strategies.strategy import GlobalModel
+from strategies.strategy import GlobalModel, Updates
 
 log = logging.getLogger("bouquet")
 
@@ -88,7 +88,8 @@ class FlowerStrategy(FlowerBase):
         found = admit_replies(
             replies, self._cohort, start, self._roster, self.settings, server_round
         )
-        found = guard(found, self._cohort, start, self.settings.clients)
+        began = received_start(self._model, self._sent)
+        found = guard(found, self._cohort, began, self.settings.clients)
         admitted, rejected = found.replies, found.rejected
         for rejection in rejected:
             log.warning(
@@ -96,11 +97,11 @@ class FlowerStrategy(FlowerBase):
             )
         if len(admitted) < self.settings.clients.min_replies:
             raise BouquetError(f"round {server_round} has only {len(admitted)} usable replies")
-        own_b = keeps_b(self._cohort)
-        updates = weigh(admitted, self.settings.clients.weights, start, own_b)
-        freezes_tail = freezes_tails(self._cohort)
-        tails = frozen_tails(admitted, updates, start) if freezes_tail else []
-        model = aggregate(self._strategy, self._model, admitted, updates, tails)
+        changes = changes_of(admitted, began, keeps_b(self._cohort))
+        updates = weigh(admitted, self.settings.clients.weights, changes)
+        tails = frozen_tails(admitted, updates, start) if freezes_tails(self._cohort) else []
+        whole = Updates([*updates, *tails])
+        model = aggregate(self._strategy, self._model, admitted, whole)
         record = round_record(
             server_round,
             self._model,
@@ -108,10 +109,10 @@ class FlowerStrategy(FlowerBase):
             self._cohort,
             self._sent,
             admitted,
-            updates,
-            tails,
+            whole,
+            changes,
             rejected,
-            freezes_tail,
+            derive_seed(self.settings.seed, server_round, "compared"),
         )
         numbers: dict[str, int | float | list[int] | list[float]] = {
             name.replace("_", "-"): value

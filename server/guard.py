@@ -15,6 +15,7 @@ import numpy.typing as npt
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import inner, module_norms, norm, pad, rescale, total_norm, truncate
 from server.broadcast import Asked
+from server.changes import ROUNDING, Changes
 from server.exchange import Admitted, Rejection
 from settings.federation import ClientsSettings
 
@@ -24,8 +25,6 @@ ITERATIONS = 2000
 SETTLED = 1e-12
 NEAREST = 1e-9
 """Distances in the geometric median are at least this share of the largest."""
-ROUNDING = 1e-6
-"""A change below this share of the adapter is the rounding of float32: none."""
 
 
 def guard(
@@ -41,10 +40,12 @@ def guard(
     if len(replies) < SMALLEST_COHORT or not (clients.max_norm_ratio or clients.clip_norm_ratio):
         return admitted
     own_b = keeps_b(cohort)
-    norms = [
-        step_norm(reply.adapter, start) if own_b else change_norm(reply.adapter, start)
-        for reply in replies
-    ]
+    ranks = [reply.member.rank for reply in replies]
+    norms = (
+        [step_norm(reply.adapter, start) for reply in replies]
+        if own_b
+        else Changes([reply.adapter for reply in replies], start, ranks).norms().tolist()
+    )
     median = float(np.median(norms))
     kept, rejected = [], list(admitted.rejected)
     for reply, size in zip(replies, norms, strict=True):

@@ -22,9 +22,17 @@ from adapters.algebra import balanced_at
 from adapters.codec import as_sent
 from adapters.errors import BouquetError, UsageError, listing
 from adapters.peft_files import PeftAdapter
-from server.aggregation import aggregate, freezes_tails, frozen_tails, weigh
+from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
 from server.attendance import Attendance, ask_principal, call_roster
-from server.broadcast import Asked, Broadcast, ask, broadcast_to, round_messages, start_seed
+from server.broadcast import (
+    Asked,
+    Broadcast,
+    ask,
+    broadcast_to,
+    received_start,
+    round_messages,
+    start_seed,
+)
 from server.evaluation import (
     evaluate_on_clients,
     evaluate_on_server,
@@ -39,13 +47,13 @@ from server.pieces import in_pieces
 from server.progress import RunObserver, current_observer
 from server.roster import Member, Roster, holdings
 from server.run_folder import RunFolder, open_run_folder, peek_state
-from server.sampling import cohort_size, sample_cohort
+from server.sampling import cohort_size, derive_seed, sample_cohort
 from server.start_adapter import read_start_adapter, with_adapter
 from server.state import ServerState
 from server.telemetry import base_record, round_record
 from settings.run import RunSettings
 from strategies.registry import refuse_ranks
-from strategies.strategy import GlobalModel, Strategy
+from strategies.strategy import GlobalModel, Strategy, Updates
 
 WAIT_SECONDS = 0.5
 
@@ -149,10 +157,12 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
     replies, rejected, start = admitted.replies, list(admitted.rejected), state.model.start
     run.observer.phase_started("aggregating")
     with _timed(seconds, "aggregate_seconds"):
-        updates = weigh(replies, settings.clients.weights, start, keeps_b(asked))
+        changes = changes_of(replies, received_start(state.model, sent), keeps_b(asked))
+        updates = weigh(replies, settings.clients.weights, changes)
         freezes_tail = freezes_tails(asked)
         tails = frozen_tails(replies, updates, start) if freezes_tail else []
-        after = _after(state, aggregate(strategy, state.model, replies, updates, tails), settings)
+        whole = Updates([*updates, *tails])
+        after = _after(state, aggregate(strategy, state.model, replies, whole), settings)
     with _timed(seconds, "telemetry_seconds"):
         record = round_record(
             server_round,
@@ -161,10 +171,10 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
             asked,
             sent,
             replies,
-            updates,
-            tails,
+            whole,
+            changes,
             rejected,
-            freezes_tail,
+            derive_seed(settings.seed, server_round, "compared"),
         )
     if server_round % settings.evaluate.every == 0 or server_round == settings.rounds:
         with _timed(seconds, "evaluate_seconds"):
@@ -212,7 +222,7 @@ def _train(
     )
     for _ in _noting_holdings(run, run.mailbox.unheard):
         pass
-    return asked, sent, guard(admitted, asked, state.model.start, clients)
+    return asked, sent, guard(admitted, asked, received_start(state.model, sent), clients)
 
 
 def _after(state: ServerState, model: GlobalModel, settings: RunSettings) -> ServerState:

@@ -1,24 +1,24 @@
 """One line of rounds.jsonl: what a round did, in numbers that a person can check.
 
-Names end in their unit (`_bytes`, `_seconds`). All norms are Frobenius norms of deltas, all noise
-is relative to the norm of the round's ideal increment sum_k p_k s_k B_k A_k, and no dense matrix is
-formed for any of it.
+Names end in their unit (`_bytes`, `_seconds`). All norms are Frobenius norms. The change D_k of a
+client is its trained delta less the delta that it began from; noise is relative to the round's
+ideal change sum_k p_k D_k. What the server cannot know, such as the change of a client that keeps
+its B, is null.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from adapters.adapter import Adapter
 from adapters.algebra import beyond, module_norms, total_norm
-from adapters.refactoring import effective_rank, singular_values
 from server.broadcast import Asked, Broadcast, broadcast_error
+from server.changes import Changes, compared, cosines
 from server.exchange import Rejection, Reply
 from server.roster import Roster
-from strategies.noise import aggregation_noise
-from strategies.strategy import GlobalModel, Update, ideal_increment
+from strategies.noise import Compared, compare, ideal_change
+from strategies.strategy import GlobalModel, Updates
 
 
 def round_record(
@@ -28,37 +28,35 @@ def round_record(
     asked: Sequence[Asked],
     sent: Broadcast,
     replies: Sequence[Reply],
-    updates: Sequence[Update],
-    tails: Sequence[Update],
+    updates: Updates,
+    changes: Changes,
     rejected: Sequence[Rejection],
-    freezes_tail: bool = False,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Losses, bytes, noise and ranks of a round, and each client's share in it.
 
     asked: all who were sent the model, whether they answered or not.
-    tails: what the clients kept frozen of the start that they had.
-    freezes_tail: they will keep what lies beyond their rank in the next start, and miss nothing.
+    updates: those of the replies, and last what the clients kept frozen of the start.
+    seed: chooses the clients whose changes are compared with each other, where there are many.
     """
-    increment = ideal_increment([*updates, *tails])
-    sizes = module_norms([(1.0, increment)])
-    size = total_norm(sizes)
-    noise = aggregation_noise(before, after, increment)
-    spectra = singular_values(increment)
+    known = not any(each.rule.keeps_b for each in asked)
+    freezes_tail = any(each.rule.freezes_tail for each in asked)
+    ideal = ideal_change(updates, changes.began, changes.ranks)
+    found = compare(before, after, ideal) if known else None
+    norms = changes.norms().tolist() if known else [None] * len(replies)
+    missed = _missed(after.start, replies, freezes_tail, found)
     tokens = sum(reply.metrics.get("tokens", 0.0) for reply in replies)
     loss = sum(r.metrics.get("loss", 0.0) * r.metrics.get("tokens", 0.0) for r in replies)
-    total = after.total()
-    products = inner_products_of_changes([reply.adapter for reply in replies], before.start)
-    missed = [
-        {} if freezes_tail else missed_norms(after.start, reply.adapter.rank) for reply in replies
-    ]
     return {
         "round": server_round,
         "train_loss": loss / tokens if tokens else 0.0,
         "train_tokens": int(tokens),
-        "aggregation_noise": noise.total,
-        "increment_norm": size,
-        "effective_rank": sum(map(effective_rank, spectra.values())) / len(spectra),
-        "global_rank": total.rank if total is not None else 0,
+        "aggregation_noise": found.noise if found else None,
+        "noise_relative_to_model": found.relative_to_model if found else None,
+        "ideal_change_norm": found.size if found else None,
+        "mean_change_norm": sum(norms) / len(norms) if known else None,
+        "effective_rank": found.effective_rank if found else None,
+        "global_rank": _rank(after),
         "bytes_up": sum(reply.bytes_up for reply in replies),
         "bytes_down": sum(sent.bytes_for(each.member) for each in asked),
         "broadcast_error": broadcast_error(before, sent),
@@ -72,27 +70,69 @@ def round_record(
                 "loss": reply.metrics.get("loss"),
                 "tokens": int(reply.metrics.get("tokens", 0)),
                 "steps": int(reply.metrics.get("steps", 0)),
-                "delta_norm": float(np.sqrt(max(products[k, k], 0.0))),
-                "distribution_noise": _share(total_norm(missed[k]), size),
+                "change_norm": norms[k],
+                "distribution_noise": missed[reply.adapter.rank][0],
                 "bytes_up": reply.bytes_up,
                 "bytes_down": sent.bytes_for(reply.member),
                 "wire_error": reply.metrics.get("wire-error", 0.0),
                 "train_seconds": reply.metrics.get("seconds", 0.0),
                 "peak_bytes": int(reply.metrics.get("peak-bytes", 0)),
             }
-            for k, (reply, update) in enumerate(zip(replies, updates, strict=True))
+            for k, (reply, update) in enumerate(zip(replies, updates, strict=False))
         ],
         "failures": [{"client": r.client, "reason": r.reason} for r in rejected],
-        "cosine": np.round(cosines(products), 4).tolist(),
-        "module_noise": noise.modules,
-        "module_distribution_noise": {
-            name: sum(
-                u.weight * _share(m.get(name, 0.0), sizes[name])
-                for u, m in zip(updates, missed, strict=True)
-            )
-            for name in sizes
-        },
+        **(_similarity(changes, [reply.member.name for reply in replies], seed) if known else {}),
+        "module_noise": found.modules if found else None,
+        "module_distribution_noise": _mean_of_modules(replies, updates, missed) if found else None,
     }
+
+
+def _similarity(changes: Changes, names: Sequence[str], seed: int) -> dict[str, Any]:
+    """The cosines between any two clients' changes; of many clients, between those of a sample."""
+    chosen = compared(len(names), seed)
+    if chosen is None:
+        return {"cosine": np.round(cosines(changes.products()), 4).tolist()}
+    return {
+        "cosine": np.round(cosines(changes.of(chosen).products()), 4).tolist(),
+        "cosine_sampled": [names[k] for k in chosen],
+    }
+
+
+Missed = Mapping[int, tuple[float | None, Mapping[str, float | None]]]
+"""Rank -> distribution noise of a client of it, in total and by module."""
+
+
+def _missed(
+    start: Adapter | None, replies: Sequence[Reply], freezes_tail: bool, found: Compared | None
+) -> Missed:
+    """freezes_tail: clients keep what lies beyond their rank in the start, and miss nothing."""
+    missed: dict[int, tuple[float | None, Mapping[str, float | None]]] = {}
+    for rank in {reply.adapter.rank for reply in replies}:
+        if found is None:
+            missed[rank] = None, {}
+            continue
+        norms = {} if freezes_tail else missed_norms(start, rank)
+        missed[rank] = (
+            _share(total_norm(norms), found.size),
+            {name: _share(norms.get(name, 0.0), size) for name, size in found.sizes.items()},
+        )
+    return missed
+
+
+def _mean_of_modules(
+    replies: Sequence[Reply], updates: Updates, missed: Missed
+) -> dict[str, float | None]:
+    """Module -> distribution noise, the mean over clients by weight."""
+    weights: dict[int, float] = {}
+    for reply, update in zip(replies, updates, strict=False):
+        rank = reply.adapter.rank
+        weights[rank] = weights.get(rank, 0.0) + update.weight
+    means: dict[str, float | None] = {}
+    for name in replies[0].adapter:
+        shares = [(weight, missed[rank][1][name]) for rank, weight in weights.items()]
+        known = [weight * share for weight, share in shares if share is not None]
+        means[name] = sum(known) if len(known) == len(shares) else None
+    return means
 
 
 def missed_norms(start: Adapter | None, rank: int) -> dict[str, float]:
@@ -102,49 +142,24 @@ def missed_norms(start: Adapter | None, rank: int) -> dict[str, float]:
     return module_norms([(1.0, beyond(start, rank))])
 
 
-def inner_products_of_changes(
-    trained: Sequence[Adapter], start: Adapter | None
-) -> npt.NDArray[np.float64]:
-    """[j, k]: <change_j, change_k> over all modules; a change is the trained delta less that of
-    the start, as far as the client's rank lets it see the start.
-
-    From one Gram matrix of all B and one of all A in each module: with E the signs of each
-    client's columns, E ((B'B) * (AA')) E'.
-    """
-    total = np.zeros((len(trained), len(trained)))
-    for name in trained[0]:
-        factors = [adapter[name] for adapter in trained]
-        began = [start[name]] if start is not None else []
-        signs = np.zeros((len(trained), sum(f.rank for f in [*factors, *began])))
-        at = 0
-        for k, f in enumerate(factors):
-            signs[k, at : at + f.rank] = f.scale
-            at += f.rank
-        for f in began:  # its columns come last; a client sees the first of them
-            for k, own in enumerate(factors):
-                signs[k, at : at + min(own.rank, f.rank)] = -f.scale
-        factors += began
-        b = np.concatenate([f.b for f in factors], axis=1).astype(np.float64)
-        a = np.concatenate([f.a for f in factors], axis=0).astype(np.float64)
-        total += signs @ ((b.T @ b) * (a @ a.T)) @ signs.T
-    return total
+def _share(part: float, whole: float) -> float | None:
+    """None where something is missed of a round that changed nothing."""
+    if part == 0.0:
+        return 0.0
+    return part / whole if whole > 0.0 else None
 
 
-def cosines(products: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Inner products -> cosines; 0 where a norm is 0, and 1 on the diagonal.
-
-    >>> cosines(np.array([[4.0, 2.0], [2.0, 1.0]])).tolist()
-    [[1.0, 1.0], [1.0, 1.0]]
-    """
-    norms = np.sqrt(np.maximum(np.diag(products), 0.0))
-    size = np.outer(norms, norms)
-    found = np.divide(products, size, where=size > 0.0, out=np.zeros_like(products))
-    np.fill_diagonal(found, 1.0)
-    return np.asarray(np.clip(found, -1.0, 1.0))
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole > 0.0 else 0.0
+def _rank(model: GlobalModel) -> int:
+    """The largest rank that merged and start can have together in any module."""
+    parts = [part for part in (model.merged, model.start) if part is not None]
+    return (
+        max(
+            (min(sum(p[name].rank for p in parts), *parts[0][name].shape) for name in parts[0]),
+            default=0,
+        )
+        if parts
+        else 0
+    )
 
 
 def base_record(held_out: Mapping[str, Any], roster: Roster) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -95,7 +96,8 @@ class ComparisonDisplay:
         head = f"run {self._number} of {self._runs}, {elapsed} so far{self._estimate()}"
         bar = ProgressBar(total=1.0, completed=self._share(), width=30)
         where = f"{self._entry}: {self._last}  {self._now}"
-        return Group(Text(head, style="bold"), bar, Text(where, style="dim", no_wrap=True))
+        bar_line = Padding(bar, 0)  # a bar alone ends without a line break
+        return Group(Text(head, style="bold"), bar_line, Text(where, style="dim", no_wrap=True))
 
     def _share(self) -> float:
         """How much of the comparison is done, counted in rounds."""
@@ -160,7 +162,7 @@ class ComparisonDisplay:
             )
 
     def _print(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(text, soft_wrap=not self.console.is_terminal, markup=False)
 
     def phase_started(self, phase: str) -> None:
         """Show it."""
@@ -199,8 +201,9 @@ class ComparisonDisplay:
             self._print(f"  round {self._done} of {self._upto}: {self._last}")
 
     def _warn(self, text: str) -> None:
+        wraps = self.console.is_terminal  # elsewhere a line stays whole, to be searched
         text = quoted(text, LONGEST_NOTE)
-        self.console.print(text, style="yellow", soft_wrap=True, markup=False)
+        self.console.print(text, style="yellow", soft_wrap=not wraps, markup=False)
 
     def run_finished(self, folder: Path) -> None:
         """The runner says more about it."""

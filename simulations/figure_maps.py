@@ -119,6 +119,7 @@ def similarity_plot(lineup: Sequence[Series]) -> Plot | None:
     """For each strategy, the cosine between any two clients' updates in the last round."""
     found = []
     rows: list[list[Any]] = []
+    samples: list[int] = []
     for series in lineup:
         record = next((r for run in series.drawn if (r := last_with(run, "cosine"))), None)
         matrix = _square(record)
@@ -126,6 +127,9 @@ def similarity_plot(lineup: Sequence[Series]) -> Plot | None:
             continue
         seed = next(run.seed for run in series.drawn if last_with(run, "cosine") is record)
         names = [str(client.get("client", "?")) for client in record.get("clients") or []]
+        if sampled := record.get("cosine_sampled"):
+            names = list(map(str, sampled))
+            samples.append(len(names))
         if len(names) != len(matrix):
             names = [str(k) for k in range(len(matrix))]
         for j, one in enumerate(names):
@@ -172,7 +176,8 @@ def similarity_plot(lineup: Sequence[Series]) -> Plot | None:
         f"{' of the first seed' if over_seeds(lineup) else ''}: "
         "blue where they pull the same way, orange where they pull against each other, clear where "
         "they have nothing to do with each other. Rows and columns are clients, with their rank; "
-        "the diagonal, always 1, is left out.",
+        "the diagonal, always 1, is left out."
+        + (f" Of many clients {max(samples)} were chosen by chance." if samples else ""),
         figure=figure,
         columns=["strategy", "seed", "round", "client", "other", "cosine"],
         rows=rows,

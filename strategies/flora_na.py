@@ -63,9 +63,7 @@ def mixed(factors: Sequence[Factors], weights: Any) -> Factors:
     """The mixture of these factors nearest to sum_k p_k s_k B_k A_k that ten sweeps find."""
     a = np.stack([f.a.astype(np.float64) for f in factors])  # (K, r, n)
     b = np.stack([f.scale * f.b.astype(np.float64).T for f in factors])  # (K, r, m)
-    # [i, j, p, q]: row p of client i against row q of client j
-    gram_a = np.einsum("ipn,jqn->ijpq", a, a, optimize=True)
-    gram_b = np.einsum("ipn,jqn->ijpq", b, b, optimize=True)
+    gram_a, gram_b = _gram(a), _gram(b)
     x = y = weights
     for _ in range(SWEEPS):
         x = _solve(gram_b, gram_a, y, weights)
@@ -77,13 +75,23 @@ def mixed(factors: Sequence[Factors], weights: Any) -> Factors:
     )
 
 
+def _gram(rows: Any) -> Any:
+    """[i, j, p, q]: row p of client i against row q of client j, as one piece of memory."""
+    clients, rank, width = rows.shape
+    flat = rows.reshape(clients * rank, width)
+    gram = (flat @ flat.T).reshape(clients, rank, clients, rank)
+    return np.ascontiguousarray(gram.transpose(0, 2, 1, 3))
+
+
 def _solve(gram: Any, gram_other: Any, other: Any, weights: Any) -> Any:
     """The best coefficients of one factor while those of the other stand.
 
     sum_ij x_i y_j <F_i G_j> against sum_l p_l <F_l G_l>: normal equations in x.
     """
-    mixed_square = np.einsum("i,j,ijpq->pq", other, other, gram_other, optimize=True)
-    mixed_cross = np.einsum("j,ljpq->lpq", other, gram_other, optimize=True)
-    matrix = np.einsum("ikpq,pq->ik", gram, mixed_square, optimize=True)
-    wanted = np.einsum("ilpq,lqp,l->i", gram, mixed_cross, weights, optimize=True)
+    clients, rank = gram.shape[0], gram.shape[2]
+    mixed_cross = other @ gram_other.reshape(clients, clients, rank * rank)  # (l, p q)
+    mixed_square = other @ mixed_cross  # (p q,)
+    matrix = (gram.reshape(-1, rank * rank) @ mixed_square).reshape(clients, clients)
+    turned = mixed_cross.reshape(clients, rank, rank).transpose(0, 2, 1)
+    wanted = gram.reshape(clients, -1) @ (weights[:, None, None] * turned).ravel()
     return np.linalg.lstsq(matrix, wanted, rcond=1e-12)[0]

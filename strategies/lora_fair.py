@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapters.adapter import Adapter, Factors
+from adapters.dense import side_by_side
 from strategies.padding import pad_updates
 from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
 
@@ -63,9 +64,9 @@ class LoraFair(Strategy):
         b = average.b.astype(np.float64)
         gram = a @ a.T  # (R, R)
         wanted = -b @ gram  # (T - B' A) A', (m, R)
-        for update in updates:
-            f = update.adapter[module]
-            wanted += update.weight * f.scale * (f.b.astype(np.float64) @ (f.a @ a.T))
+        trained = [(u.weight * u.adapter[module].scale, u.adapter[module]) for u in updates]
+        all_b, all_a = side_by_side(trained)
+        wanted += all_b.T @ (all_a @ a.T)
         penalty = self.ridge * np.trace(gram) / max(len(gram), 1)
         correction = wanted @ np.linalg.pinv(gram + penalty * np.eye(len(gram)), hermitian=True)
         return Factors(average.a, np.asarray(b + correction, np.float32), 1.0)

@@ -53,16 +53,15 @@ class Rbla(Strategy):
             if model.start is not None:
                 old = model.start[name]
                 a[: old.rank], b[:, : old.rank] = old.a, old.b * np.float64(old.scale)
-            ranks = np.array([update.adapter[name].rank for update in updates])
-            weights = np.array([update.weight for update in updates])
-            for j in range(max(ranks)):
-                having = np.flatnonzero(ranks > j)
-                shares = weights[having] / weights[having].sum()
-                factors = [updates[int(k)].adapter[name] for k in having]
-                a[j] = sum(share * f.a[j] for share, f in zip(shares, factors, strict=True))
-                b[:, j] = sum(
-                    np.float64(share * f.scale) * f.b[:, j]
-                    for share, f in zip(shares, factors, strict=True)
-                )
+            having = np.array([np.arange(rank) < u.adapter[name].rank for u in updates])  # (K, R)
+            shares = np.array([[update.weight] for update in updates]) * having
+            totals = shares.sum(axis=0)
+            trained = totals > 0.0
+            shares = np.divide(shares, totals, where=trained, out=shares)
+            a[trained], b[:, trained] = 0.0, 0.0
+            for update, share in zip(updates, shares, strict=True):
+                f = update.adapter[name]
+                a[: f.rank] += share[: f.rank, None] * f.a
+                b[:, : f.rank] += (share[: f.rank] * f.scale) * f.b
             modules[name] = Factors(a.astype(np.float32), b.astype(np.float32), 1.0)
         return GlobalModel(merged=model.merged, start=Adapter(modules))

@@ -8,6 +8,7 @@ training from; without one each client draws fresh factors (A random, B zero).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from adapters.adapter import Adapter, Delta
@@ -46,6 +47,15 @@ class Update:
     weight: float
     """p_k, in (0, 1]; the weights of a round's clients sum to 1."""
     adapter: Adapter
+
+
+class Updates(tuple[Update, ...]):
+    """All that a round brought; its sum is formed once, however many ask for it."""
+
+    @cached_property
+    def total(self) -> Delta:
+        """sum_k p_k s_k B_k A_k."""
+        return add([update.adapter for update in self], [update.weight for update in self])
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ class Strategy(Protocol):
 
 def ideal_increment(updates: Sequence[Update]) -> Delta:
     """sum_k p_k s_k B_k A_k: what a noiseless server adds to W + delta(merged)."""
-    return add([update.adapter for update in updates], [update.weight for update in updates])
+    return (updates if isinstance(updates, Updates) else Updates(updates)).total
 
 
 def mean(updates: Sequence[Update]) -> Adapter:

@@ -27,7 +27,7 @@ from adapters.adapter import Adapter, Delta, Dense, Factors, Form
 from adapters.algebra import add, module_norms, with_row_norm
 from adapters.dense import summed
 from adapters.errors import UsageError
-from adapters.refactoring import compact, refactor
+from adapters.refactoring import compact, leading, refactor
 from adapters.terms import MINUS, PLUS, Term
 from strategies.strategy import GlobalModel
 
@@ -55,8 +55,8 @@ def begin_next_round(policy: str, before: GlobalModel, total: Delta) -> GlobalMo
         return GlobalModel(merged=total, memory=before.memory)
     old = None if policy == "global" else before.total()
     newest = total if old is None else add([total, old], [1.0, -1.0])
-    leading, beyond = _split(newest, rank, module_norms([(1.0, total)]))
-    start = with_row_norm(leading, FRESH_ROW_NORM)
+    first, beyond = _split(newest, rank, module_norms([(1.0, total)]))
+    start = with_row_norm(first, FRESH_ROW_NORM)
     if policy == "keep-a":
         return GlobalModel(merged=total, start=_without_b(start), memory=before.memory)
     if old is not None:  # a sum, not total - start: that would leave rounding at full rank
@@ -76,19 +76,22 @@ def without_start(added: Delta, after: GlobalModel) -> tuple[Term, ...]:
 
 def _split(delta: Delta, rank: int, sizes: Mapping[str, float]) -> tuple[Adapter, Delta]:
     """The first `rank` directions, less those that are only rounding, and all that is beyond."""
-    leading: dict[str, Factors] = {}
+    first: dict[str, Factors] = {}
     beyond: dict[str, Form] = {}
     for name, form in delta.items():
-        dense = isinstance(form, Dense)
-        found = refactor(Delta({name: form}), rank=rank if dense else None)
-        f, values = found.adapter[name], found.singular_values[name][:rank]
+        if isinstance(form, Dense):
+            f, values = leading(form, rank)
+        else:
+            found = refactor(Delta({name: form}))
+            f, values = found.adapter[name], found.singular_values[name][:rank]
         real = int((values > ROUNDING * sizes[name]).sum())
-        leading[name] = Factors(f.a[:real], f.b[:, :real], f.scale)
-        beyond[name] = Factors(f.a[real:], f.b[:, real:], f.scale)
-        if dense:
-            rest = summed([(1.0, form), (-1.0, leading[name])], form.shape)
+        first[name] = Factors(f.a[:real], f.b[:, :real], f.scale)
+        if isinstance(form, Dense):
+            rest = summed([(1.0, form), (-1.0, first[name])], form.shape)
             beyond[name] = Dense(np.asarray(rest, np.float32))
-    return Adapter(leading), Delta(beyond)
+        else:
+            beyond[name] = Factors(f.a[real:], f.b[:, real:], f.scale)
+    return Adapter(first), Delta(beyond)
 
 
 def _without_b(adapter: Adapter) -> Adapter:

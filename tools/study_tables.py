@@ -54,7 +54,8 @@ def read_cell(folder: Path) -> Runs:
         if "accuracy" in numbers:
             numbers["swing"] = abs(ends[-1]["held_out_accuracy"] - ends[0]["held_out_accuracy"])
         if name not in REFERENCES:
-            numbers["noise"] = rounds[-1]["aggregation_noise"]
+            if rounds[-1]["aggregation_noise"] is not None:
+                numbers["noise"] = rounds[-1]["aggregation_noise"]
             numbers["megabytes"] = sum(r["bytes_up"] + r["bytes_down"] for r in rounds[1:]) / 1e6
         settings = run_settings(rest)
         held_out = global_held_out(

@@ -1,13 +1,21 @@
 """The lossless refactor: the same delta, the lowest rank, the spectrum of the dense SVD."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.adapter import Adapter, Delta, Dense, Factors, pays_dense
 from adapters.algebra import stack, truncate
-from adapters.refactoring import LOSSLESS_TAIL, as_factors, compact, effective_rank, refactor
+from adapters.refactoring import (
+    LOSSLESS_TAIL,
+    as_factors,
+    compact,
+    effective_rank,
+    leading,
+    refactor,
+)
 from adapters.refactoring import singular_values as spectra_of
 from tests.adapter_generators import AWKWARD, QUICK, adapters, cohorts, make_adapter, make_factors
 from tests.dense_oracle import (
@@ -280,3 +288,34 @@ def test_factors_stay_what_they_are_beside_a_dense_module() -> None:
     written = as_factors(Delta({"q": adapter["q"], "v": dense_of(4, (5, 4), 4)}))
     assert written["q"] is adapter["q"]
     assert written["v"].rank == 4
+
+
+def with_spectrum(shape: tuple[int, int], spectrum: npt.NDArray[np.float64]) -> Dense:
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((side, len(spectrum))))[0] for side in shape)
+    return Dense(((left * spectrum) @ right.T).astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(9, 14), (150, 400), (400, 150), (400, 1000)])
+def test_the_leading_directions_of_a_matrix_are_those_of_its_svd(shape: tuple[int, int]) -> None:
+    form = with_spectrum(shape, 0.8 ** np.arange(min(shape)))
+    factors, values = leading(form, 4)
+    assert np.allclose(values, singular_values(dense(form))[:4], rtol=1e-6)
+    error = np.linalg.norm(dense(form) - dense(factors))
+    assert error <= (1.0 + 1e-6) * best_error(dense(form), 4)
+    again, _ = leading(form, 4)
+    assert np.array_equal(again.a, factors.a)
+
+
+def test_leading_directions_of_equal_strength_hold_as_much_as_any_others() -> None:
+    form = dense_of(5, (150, 400), 150)  # a flat spectrum
+    factors, values = leading(form, 4)
+    assert factors.rank == len(values) == 4
+    best = singular_values(dense(form))[:4]
+    assert np.sum(values**2) >= 0.99 * np.sum(best**2)
+    assert np.all(values <= best * (1.0 + 1e-6))
+
+
+def test_directions_that_a_large_matrix_does_not_have_are_not_led_by() -> None:
+    factors, values = leading(dense_of(6, (150, 400), 2), 4)
+    assert factors.rank == len(values) == 2

@@ -357,8 +357,8 @@ def test_a_crowd_of_three_outvotes_a_liar_only_under_the_robust_rule(
     values: dict[str, Value] = {"clients__count": 4, "lora__rank": "2", "rounds": 1}
     values |= {"clients__weights": rule, "clients__max_norm_ratio": 0.0}
     lied = play(settings_of(tmp_path / "lied", **values), fake_app(tamper=lie))
-    norms = [client["delta_norm"] for client in rounds_of(lied)[1]["clients"]]
-    ratio = rounds_of(lied)[1]["increment_norm"] / max(norms[:3])
+    norms = [client["change_norm"] for client in rounds_of(lied)[1]["clients"]]
+    ratio = rounds_of(lied)[1]["ideal_change_norm"] / max(norms[:3])
     assert norms[3] > 50 * max(norms[:3])
     assert (ratio < 3) == (rule == "geometric-median")
 

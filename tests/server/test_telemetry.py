@@ -5,18 +5,20 @@ import pytest
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import beyond, pad, truncate
-from server.aggregation import frozen_tails
+from server.aggregation import changes_of, frozen_tails
 from server.broadcast import Asked, broadcast
+from server.changes import COMPARED, Changes, compared, cosines, inner_products_of_changes
 from server.exchange import Reply
 from server.roster import Member
-from server.telemetry import cosines, inner_products_of_changes, missed_norms, round_record
-from strategies.strategy import GlobalModel, LocalRule, Update
+from server.telemetry import missed_norms, round_record
+from strategies.strategy import GlobalModel, LocalRule, Update, Updates
 from strategies.zero_padding import ZeroPadding
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, add, dense_deltas, frobenius
 
 SHAPES = {"layers.1.q_proj": (8, 14), "layers.11.q_proj": (14, 8)}
 RANKS = (5, 2, 3)
+WEIGHTS = (0.5, 0.2, 0.3)
 START = make_adapter(50, SHAPES, 5, 0.7)
 TRAINED = [make_adapter(k, SHAPES, rank, 16 / rank) for k, rank in enumerate(RANKS)]
 
@@ -57,17 +59,21 @@ def test_what_a_client_of_lower_rank_misses_is_the_rest_of_the_start() -> None:
     assert missed_norms(START, 5) == missed_norms(None, 2) == {}
 
 
-def record_of(tails: list[Update]) -> dict[str, object]:
+def record_of(
+    tails: list[Update], rule: LocalRule | None = None, asked_ranks: tuple[int, ...] = RANKS
+) -> dict[str, object]:
     before = GlobalModel(start=START)
-    updates = [Update(f"c{k}", w, TRAINED[k]) for k, w in enumerate((0.5, 0.2, 0.3))]
+    updates = [Update(f"c{k}", w, TRAINED[k]) for k, w in enumerate(WEIGHTS)]
     after = ZeroPadding().aggregate(before, updates)
     replies = [
         Reply(Member(f"c{k}", k, k, rank, 10, "b", ()), TRAINED[k], 10, {"tokens": 5.0}, 100)
-        for k, rank in enumerate(RANKS)
+        for k, rank in enumerate(asked_ranks)
     ]
-    asked = [Asked(reply.member, LocalRule()) for reply in replies]
-    sent = broadcast(before, "float32")
-    return round_record(1, before, after, asked, sent, replies, updates, tails, [], bool(tails))
+    rule = rule or LocalRule(freezes_tail=bool(tails))
+    asked = [Asked(reply.member, rule) for reply in replies]
+    sent, changes = broadcast(before, "float32"), changes_of(replies, START)
+    whole = Updates([*updates, *tails])
+    return round_record(1, before, after, asked, sent, replies, whole, changes, [])
 
 
 def test_a_record_holds_norms_cosines_and_distribution_noise_by_module() -> None:
@@ -76,7 +82,16 @@ def test_a_record_holds_norms_cosines_and_distribution_noise_by_module() -> None
     clients = record["clients"]
     assert isinstance(clients, list)
     for client, change in zip(clients, changes, strict=True):
-        assert client["delta_norm"] == pytest.approx(frobenius(change), rel=1e-6)
+        assert client["change_norm"] == pytest.approx(frobenius(change), rel=1e-6)
+    norms = [frobenius(change) for change in changes]
+    assert record["mean_change_norm"] == pytest.approx(np.mean(norms), rel=1e-6)
+    ideal = {n: sum(w * c[n] for w, c in zip(WEIGHTS, changes, strict=True)) for n in SHAPES}
+    assert record["ideal_change_norm"] == pytest.approx(frobenius(ideal), rel=1e-6)
+    updates = [Update("", w, adapter) for w, adapter in zip(WEIGHTS, TRAINED, strict=True)]
+    after = ZeroPadding().aggregate(GlobalModel(start=START), updates)
+    assert after.start is not None
+    missed = frobenius(dense_deltas(beyond(after.start, 2)))
+    assert clients[1]["distribution_noise"] == pytest.approx(missed / frobenius(ideal), rel=1e-6)
     noise = [client["distribution_noise"] for client in clients]
     assert noise[0] == 0.0
     assert noise[1] > noise[2] > 0.0
@@ -85,6 +100,35 @@ def test_a_record_holds_norms_cosines_and_distribution_noise_by_module() -> None
     assert set(by_module) == set(SHAPES)
     assert min(by_module.values()) > 0.0
     assert np.array(record["cosine"]).shape == (3, 3)
+    assert "cosine_sampled" not in record
+
+
+def test_what_a_client_cut_off_in_its_round_is_part_of_its_change() -> None:
+    """It began from as many directions as it was asked to train, and fewer came back."""
+    clients = record_of([], asked_ranks=(5, 4, 3))["clients"]
+    assert isinstance(clients, list)
+    began = dense_deltas(truncate(START, 4))
+    change = add(dense_deltas(TRAINED[1]), began, -1.0)
+    assert clients[1]["change_norm"] == pytest.approx(frobenius(change), rel=1e-6)
+
+
+def test_what_never_travelled_is_null_and_not_zero() -> None:
+    record = record_of([], LocalRule(sends="A", receives="A", keeps_b=True))
+    for name in (
+        "aggregation_noise",
+        "noise_relative_to_model",
+        "ideal_change_norm",
+        "mean_change_norm",
+        "effective_rank",
+        "module_noise",
+        "module_distribution_noise",
+    ):
+        assert record[name] is None, name
+    assert "cosine" not in record
+    clients = record["clients"]
+    assert isinstance(clients, list)
+    for client in clients:
+        assert client["change_norm"] is client["distribution_noise"] is None
 
 
 def test_a_frozen_tail_is_not_missed() -> None:
@@ -92,7 +136,7 @@ def test_a_frozen_tail_is_not_missed() -> None:
         Reply(Member(f"c{k}", k, k, rank, 10, "b", ()), TRAINED[k], 10, {}, 100)
         for k, rank in enumerate(RANKS)
     ]
-    updates = [Update(f"c{k}", w, TRAINED[k]) for k, w in enumerate((0.5, 0.2, 0.3))]
+    updates = [Update(f"c{k}", w, TRAINED[k]) for k, w in enumerate(WEIGHTS)]
     tails = frozen_tails(replies, updates, START)
     clients = record_of(tails)["clients"]
     assert isinstance(clients, list)
@@ -109,7 +153,7 @@ def test_scales_count() -> None:
 
 @pytest.mark.parametrize("rank", [1, 2, 4, 5, 8])
 def test_frozen_tails_together_are_the_weighted_sum_of_each(rank: int) -> None:
-    start, weights = make_adapter(9, SHAPES, rank, 0.7), (0.5, 0.2, 0.3)
+    start, weights = make_adapter(9, SHAPES, rank, 0.7), WEIGHTS
     replies = [
         Reply(Member(f"c{k}", k, k, own, 10, "b", ()), TRAINED[k], 10, {}, 100)
         for k, own in enumerate(RANKS)
@@ -129,3 +173,64 @@ def test_frozen_tails_together_are_the_weighted_sum_of_each(rank: int) -> None:
     for name, delta in dense_deltas(update.adapter).items():
         assert np.allclose(delta, wanted[name], atol=1e-6)
     assert frobenius(wanted) > 0.0
+
+
+@pytest.mark.parametrize("start", [None, START, truncate(START, 1)])
+@pytest.mark.parametrize("block", [1, 4, 1024])
+def test_norms_are_those_of_dense_matrices_in_blocks_of_any_size(
+    start: Adapter | None, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.changes.BLOCK", block)
+    dense = dense_changes(start)
+    found = Changes(TRAINED, start, RANKS)
+    assert found.norms() == pytest.approx([frobenius(change) for change in dense], rel=1e-6)
+    expected = np.array(dense_products(dense))
+    assert np.allclose(found.products(), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+    chosen = expected[np.ix_([0, 2], [0, 2])]
+    assert np.allclose(found.of([0, 2]).products(), chosen, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("start", [None, START])
+def test_a_client_without_any_direction_changed_only_what_it_left(start: Adapter | None) -> None:
+    empty = truncate(TRAINED[0], 0)
+    changes = Changes([TRAINED[1], empty, TRAINED[2]], start, [2, 3, 3])
+    wanted = frobenius(dense_deltas(truncate(start, 3))) if start else 0.0
+    assert changes.norms()[1] == pytest.approx(wanted, rel=1e-6)
+    assert changes.products()[1, 1] == pytest.approx(wanted**2, rel=1e-6, abs=1e-9)
+
+
+def test_a_change_that_is_rounding_is_none() -> None:
+    back = Adapter({n: Factors(f.a / 3, f.b * np.float32(3), f.scale) for n, f in START.items()})
+    assert Changes([back, TRAINED[0]], START, [5, 5]).norms()[0] == 0.0
+
+
+def test_of_many_clients_some_are_compared_the_same_ones_every_time() -> None:
+    many = COMPARED + 40
+    chosen = compared(many, seed=3)
+    assert chosen == compared(many, seed=3) != compared(many, seed=4)
+    assert chosen == sorted(set(chosen or []))
+    trained = [make_adapter(k, {"q": (6, 5)}, 1) for k in range(many)]
+    replies = [
+        Reply(Member(f"c{k}", k, k, 1, 10, "b", ()), adapter, 10, {}, 100)
+        for k, adapter in enumerate(trained)
+    ]
+    updates = Updates([Update(f"c{k}", 1 / many, x) for k, x in enumerate(trained)])
+    model = ZeroPadding().aggregate(GlobalModel(), updates)
+    asked = [Asked(reply.member, LocalRule()) for reply in replies]
+    record = round_record(
+        1,
+        GlobalModel(),
+        model,
+        asked,
+        broadcast(GlobalModel(), "float32"),
+        replies,
+        updates,
+        changes_of(replies, None),
+        [],
+        seed=3,
+    )
+    assert record["cosine_sampled"] == [f"c{k}" for k in chosen or []]
+    assert len(record["clients"]) == many
+    deltas = [dense_deltas(trained[k])["q"].ravel() for k in chosen or []]
+    directions = np.array([delta / np.linalg.norm(delta) for delta in deltas])
+    assert np.allclose(record["cosine"], directions @ directions.T, atol=1e-4)

@@ -57,8 +57,11 @@ def test_a_run_rounded_on_the_wire_ends_near_the_exact_one(
     assert 0.0 < away < 0.04
     records = RunFolder(rounded_run).rounds()[1:]
     assert [record["failures"] for record in records] == [[]] * rounds
-    if make_strategy(strategy).properties.exact:  # of what the server received
-        assert max(record["aggregation_noise"] for record in records) < 1e-6
+    if make_strategy(strategy).properties.exact:
+        # Of what the server received; but clients began from a start that was rounded.
+        start = make_strategy(strategy).begin(make_adapter(1, SHAPES, 2)).start is not None
+        for record in records:
+            assert record["aggregation_noise"] < (0.2 if start and record["round"] > 1 else 1e-6)
 
 
 def received(sent: Broadcast, name: str, known: Adapter) -> Deltas:

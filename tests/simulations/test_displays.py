@@ -9,6 +9,7 @@ from rich.console import Console
 
 from settings.run import run_settings
 from simulations.comparison_display import ComparisonDisplay, round_line
+from simulations.comparison_folder import Entry
 from simulations.display import Display, plan_panel
 from simulations.simulate import prepare
 from tests.simulations.conftest import Run
@@ -40,6 +41,31 @@ def test_a_round_without_an_evaluation_says_nothing_of_one() -> None:
     assert round_line(evaluated) == "train 2.0000, held-out 1.5000, 3 kB"
     own = {"train_loss": 2.0, "client_held_out_loss": 1.5, **sizes}
     assert round_line(own) == "train 2.0000, clients' own held-out 1.5000, 3 kB"
+
+
+def test_the_live_lines_of_a_comparison_stand_below_each_other() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="truecolor")
+    display = ComparisonDisplay(console, 4, 3)
+    display.run_began(Entry("flora", 0), run_settings())
+    display.round_started(1, [])
+    rendered = console.render_lines(display._render(), pad=False)
+    lines = ["".join(segment.text for segment in line).strip() for line in rendered]
+    assert len(lines) == 3
+    assert lines[0].startswith("run 1 of 4")
+    assert set(lines[1]) <= set("━╸╺")
+    assert lines[2] == "flora, seed 0:   round 1 of 3"
+
+
+def test_a_reason_is_wrapped_between_words_on_a_terminal_and_is_one_line_elsewhere() -> None:
+    reason = "averages the factors entry by entry and needs one rank for all clients " * 3
+    for terminal in (True, False):
+        text = io.StringIO()
+        console = Console(file=text, width=60, force_terminal=terminal, color_system=None)
+        ComparisonDisplay(console, 1, 1).run_ended(Entry("frlora", 0), reason)
+        lines = text.getvalue().splitlines()
+        assert (len(lines) > 1) == terminal
+        words = {word for line in lines for word in line.split()}
+        assert words == {"frlora,", "seed", "0:", *reason.split()}
 
 
 def test_lines_of_a_comparison_between_evaluations(bouquet: Run, small_job: list[str]) -> None:

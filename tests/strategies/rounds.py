@@ -20,7 +20,7 @@ from strategies.registry import STRATEGIES, Options, make_strategy
 from strategies.strategy import BOTH, GlobalModel, Strategy, Update
 from strategies.warm_start import POLICIES, RANDOM
 from tests.adapter_generators import make_adapter
-from tests.dense_oracle import Dense, double
+from tests.dense_oracle import Deltas, Dense, add, double
 from tests.strategies.oracles import (
     BestOfRank,
     Corrected,
@@ -35,6 +35,7 @@ from tests.strategies.oracles import (
     Sum,
     Warm,
     WeighedBySize,
+    products,
 )
 
 SHAPES = {"layers.1.q_proj": (9, 14), "layers.11.q_proj": (14, 6)}
@@ -192,6 +193,15 @@ class Played:
     clients: list[Client]
     pruned: dict[str, int] = field(default_factory=dict)
     """The oracle's book of ranks that clients lowered."""
+    changes: dict[str, Deltas] = field(default_factory=dict)
+    """By the oracle: what each client of the last round changed."""
+    moved: Deltas = field(default_factory=dict)
+    """By the oracle: what the last round added to the global model."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    before: GlobalModel = field(default_factory=GlobalModel)
+    updates: list[Update] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    """How many directions of the start the updates of the last round began from."""
 
     def __post_init__(self) -> None:
         begin = begin_of(self.case.strategy, max(client.rank for client in self.clients))
@@ -204,21 +214,29 @@ class Played:
         shares = shares_of(present)
         fresh = draw(SHAPES, 8, seed=50 + number, scale=1.0)
         trains = self.case.trains[number % len(self.case.trains)]
-        updates, dense_sent = [], {}
+        held = {name: delta.copy() for name, delta in self.oracle.delta().items()}
+        updates, dense_sent, self.changes, self.ranks = [], {}, {}, []
         for k, client in enumerate(present):
             rank = self.pruned.get(client.name, client.rank)
             sent = train(strategy, before, client, fresh, [number, k])
             pairs = train_oracle(self.oracle, client, rank, trains, fresh, [number, k])
+            began = self.oracle.sent(rank) or {n: (0 * a, 0 * b) for n, (a, b) in pairs.items()}
+            frozen = strategy.local_rule(before, client.name).freezes_tail and before.start
+            began_rank = before.start.rank if frozen and before.start else rank
             share = strategy.local_rule(before, client.name).prune
             if share < 1.0 and (number + k) % 2:
                 rank = self.pruned[client.name] = nearest(PRUNE * rank)
                 sent = truncate(sent, rank)
                 pairs = {name: (a[:rank], b[:, :rank]) for name, (a, b) in pairs.items()}
             dense_sent[client.name] = pairs
+            self.changes[client.name] = add(products(pairs), products(began), -1.0)
+            self.ranks.append(began_rank)
             whole = with_tail(strategy, before, client, sent)
             updates.append(Update(client.name, shares[client.name], whole))
+        self.before, self.updates, self.shares = before, updates, shares
         self.model = strategy.aggregate(before, updates)
         self.oracle.round(dense_sent, shares)
+        self.moved = add(self.oracle.delta(), held, -1.0)
 
 
 def nearest(number: float) -> int:

@@ -15,9 +15,9 @@ from adapters.adapter import Adapter, Delta, Dense, Factors
 from adapters.algebra import beyond, norm
 from adapters.codec import pack
 from adapters.terms import sum_of_terms
-from strategies.noise import aggregation_noise
+from strategies.noise import compare, ideal_change
 from strategies.rbla import Rbla
-from strategies.strategy import GlobalModel, Strategy, Update, ideal_increment
+from strategies.strategy import GlobalModel, Strategy, Update
 from tests.dense_oracle import Deltas, add, dense_deltas, dense_sum, distance, frobenius
 from tests.strategies.cohorts import (
     CONFIGURATIONS,
@@ -172,7 +172,7 @@ def test_neither_updates_nor_the_model_are_written_to(
             for array in (form.values,) if isinstance(form, Dense) else (form.a, form.b):
                 array.setflags(write=False)
     after = strategy.aggregate(before, updates)
-    aggregation_noise(before, after, ideal_increment(updates))
+    compare(before, after, ideal_change(updates, before.start))
     assert [pack(adapter) for adapter in adapters] == bytes_before
     assert before.memory == memory
     assert packed(strategy.aggregate(before, updates)) == packed(after)

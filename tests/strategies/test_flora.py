@@ -8,9 +8,9 @@ import pytest
 from adapters.adapter import Adapter, Delta, Factors, pays_dense
 from adapters.errors import AdapterError
 from strategies.flora import Flora
-from strategies.noise import aggregation_noise
+from strategies.noise import compare, ideal_change
 from strategies.registry import Options, make_strategy
-from strategies.strategy import GlobalModel, Update, ideal_increment
+from strategies.strategy import GlobalModel, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import (
     Deltas,
@@ -89,10 +89,11 @@ def test_energy_truncates_each_module_as_declared(energy: float) -> None:
 def test_what_energy_gives_up_is_logged_as_noise(energy: float) -> None:
     strategy, updates = Flora(energy), updates_of(2, 4, 3)
     after = strategy.aggregate(GlobalModel(), updates)
-    noise = aggregation_noise(GlobalModel(), after, ideal_increment(updates))
+    noise = compare(GlobalModel(), after, ideal_change(updates, None)).noise
+    assert noise is not None
     true = distance(dense_deltas(after.merged), summed(updates)) / frobenius(summed(updates))
-    assert noise.total == pytest.approx(true, rel=1e-5, abs=1e-7)
-    assert noise.total <= np.sqrt(1.0 - energy) + 1e-6
+    assert noise == pytest.approx(true, rel=1e-5, abs=1e-7)
+    assert noise <= np.sqrt(1.0 - energy) + 1e-6
 
 
 def test_only_the_lossless_energy_is_declared_exact() -> None:
