@@ -259,12 +259,16 @@ def _read_tensors(folder: Path) -> dict[str, FloatArray]:
         )
     try:
         entries: Any = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-        tensors = {name: _in_float32(name, entry) for name, entry in entries}
+        tensors = {name: _in_float32(name, entry) for name, entry in sorted(entries, key=_name)}
     except (OSError, SafetensorError, AdapterError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     if odd := [name for name, values in tensors.items() if not np.isfinite(values).all()]:
         raise UsageError(f"{path} holds values that are not finite, in {listing(odd)}")
     return tensors
+
+
+def _name(entry: tuple[str, Any]) -> str:
+    return entry[0]  # the library gives them in no order
 
 
 def _in_float32(name: str, entry: Mapping[str, Any]) -> FloatArray:

@@ -225,7 +225,8 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
         if told.keeps_b:
             own = with_own_b(own, kept)
     head = head_of(content, place.tuned, told, kept)
-    result = place.tuned.evaluate_global(merged, own, examples, head)
+    tokens = place.settings.evaluation_tokens()
+    result = place.tuned.evaluate_global(merged, own, examples, head, tokens)
     _tell("evaluated", told, context, examples=len(examples), loss=result.loss)
     return RecordDict(
         {

@@ -112,7 +112,7 @@ def train(
         torch.cuda.reset_peak_memory_stats(device)
     steps = plan_steps(len(examples), local)
     groups = _groups(examples, local, seed)
-    bfloat16 = computes_in_bfloat16(local.precision, device)
+    bfloat16 = computes_in_bfloat16(local.precision, device, tuned.dtype)
     total_loss, total_tokens = 0.0, 0
     observer = _observer.get()
     with (
@@ -128,12 +128,15 @@ def train(
         _restore_moments(optimizer, parameters, moments or {})
         pairs = list(zip(parameters[0::2], parameters[1::2], strict=False))[: len(start)]
         tuned.model.train()
-        with frozen_in_bfloat16(tuned.model, bfloat16):
+        with (
+            frozen_in_bfloat16(tuned.model, bfloat16),
+            tuned.checkpointed(local.checkpointing),
+        ):
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = learning_rate(step, steps, local)
                 batches = [tuned.batch([examples[i] for i in batch]) for batch in next(groups)]
                 tokens = sum(batch.targets for batch in batches)
-                loss = _backward(tuned, batches, tokens, bfloat16)
+                loss = _backward(tuned, batches, tokens, bfloat16, parameters)
                 if not math.isfinite(loss):
                     raise BouquetError(
                         f"the training loss became {loss} at step {step + 1} of {steps}: lower "
@@ -192,10 +195,18 @@ def _restore_moments(
             optimizer.state[parameter] = found
 
 
-def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether forward passes run in bfloat16: as told, or where the device has it in hardware."""
+def computes_in_bfloat16(
+    precision: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> bool:
+    """Whether forward passes run in bfloat16: as told, or where the device has it in hardware.
+
+    dtype: of the base; left to itself, one in float16 computes in float16, for bfloat16 would round
+    its weights.
+    """
     if precision != "auto":
         return precision == "bfloat16"
+    if dtype == torch.float16:
+        return False
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -213,12 +224,32 @@ def _groups(
             yield batches[at : at + local.accumulation]
 
 
-def _backward(tuned: TunedModel, batches: Sequence[Batch], tokens: int, bfloat16: bool) -> float:
+def _backward(
+    tuned: TunedModel,
+    batches: Sequence[Batch],
+    tokens: int,
+    bfloat16: bool,
+    parameters: Sequence[torch.nn.Parameter],
+) -> float:
     """Accumulate the gradient of the mean loss over all batches of a step; return that mean."""
+    half = tuned.dtype == torch.float16 and not bfloat16
+    # In float16 the gradient of a mean over many tokens would vanish on its way down.
+    enlarged = 2.0 ** round(math.log2(tokens)) if half else 1.0
     total = torch.zeros((), device=tuned.device)
     for batch in batches:
         with torch.autocast(tuned.device.type, torch.bfloat16, enabled=bfloat16):
             loss = tuned.loss_sum(batch) / tokens
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * enlarged if half else loss).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
+    if half:
+        _reduce(parameters, enlarged)
     return float(total)
+
+
+def _reduce(parameters: Sequence[torch.nn.Parameter], enlarged: float) -> None:
+    """Gradients back to their size; BouquetError where one overflowed on its way."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+        raise BouquetError("a gradient overflowed in float16: take model.dtype=bfloat16 or float32")
+    for gradient in gradients:
+        gradient /= enlarged

@@ -17,6 +17,8 @@ from settings.run import EMBEDDED, RunSettings
 from settings.site import Site
 from settings.units import human_bytes
 
+PACKED = {"none": 1, "int8": 4, "nf4": 8}
+"""How many times smaller quantized weights may be than the files that they come from."""
 TunedModel = Any
 """tasks.tuned_model.TunedModel, which loads torch and is imported only when it is needed."""
 
@@ -34,12 +36,12 @@ def check_site(site: Site, settings: RunSettings, identity: str = "") -> Iterato
         return
     yield fine("device", found)
     path = Path(site.model_path or settings.model.path)
-    weights = _weights_on_disk(path)
+    weights = _weights_on_disk(path) // PACKED[settings.model.quantization]
     if free is not None and weights > free:
         yield mend(
             "memory",
             f"the weights alone take {human_bytes(weights)}, {human_bytes(free)} are free: use "
-            "another device, a smaller base model or model.dtype=bfloat16",
+            "another device, a smaller base model, model.dtype=bfloat16 or model.quantization=nf4",
         )
         return
     try:
@@ -150,7 +152,8 @@ def _rank_and_memory(
         yield mend(
             "memory",
             f"{words}, {human_bytes(free)} free: lower rank in site.toml, or ask for a smaller "
-            "local.batch-size (with more local.accumulation) or data.context",
+            "local.batch-size (with more local.accumulation) or data.context, or for "
+            "local.checkpointing",
         )
     else:
         yield fine("memory", f"{words}, {human_bytes(free)} free")
@@ -159,14 +162,15 @@ def _rank_and_memory(
 def estimate_for(tuned: TunedModel, settings: RunSettings, rank: int) -> MemoryEstimate:
     """The estimate for this model and the run's batches."""
     parameters = list(tuned.model.parameters())
-    embeddings = tuned.model.get_output_embeddings()
+    tokens = settings.local.batch_size * min(settings.data.context, tuned.base.context)
     return estimate_memory(
         tuned.shapes,
         weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
         value_bytes=parameters[0].element_size(),
-        vocabulary=int(embeddings.weight.shape[0]) if embeddings is not None else 0,
+        logits=tuned.most_logits(tokens),
         rank=rank,
-        tokens=settings.local.batch_size * min(settings.data.context, tuned.base.context),
+        tokens=tokens,
+        beside=0 if tuned.writes_base else settings.rounds * sum(settings.ranks()),
     )
 
 

@@ -84,7 +84,7 @@ def _evaluate_here(
     if head is None:
         head = tuned.initial_head(start_seed(settings))
     examples = tuned.encode(held_out, settings.data).examples
-    return tuned.evaluate_global(merged, start, examples, head)
+    return tuned.evaluate_global(merged, start, examples, head, settings.evaluation_tokens())
 
 
 def evaluate_on_clients(

@@ -143,13 +143,7 @@ def check_format(folder: Path) -> None:
 def _read_state(path: Path, wire_dtype: str) -> ServerState:
     manifest = json.loads((path / "manifest.json").read_bytes())
     if manifest["format"] != FORMAT:
-        run = path.parent.parent
-        raise UsageError(
-            f"{run} was written by another version of Bouquet (state format "
-            f"{manifest['format']!r}, this one has {FORMAT}) and cannot be resumed: begin a new "
-            f"run. It can still be read: bouquet report {run}, bouquet status {run}; the adapter "
-            f"of its last round, where it came to an end, is {run / 'adapter'}"
-        )
+        raise ValueError(f"expected format {FORMAT}, got {manifest['format']!r}")
     parts = {}
     for name, wanted in manifest["files"].items():
         data = (path / name).read_bytes()

@@ -266,8 +266,9 @@ class LocalSettings:
         "about a third more time."
     )
     precision: str = key(
-        "Arithmetic of training: auto is bfloat16 autocast where GPU or CPU have it in hardware, "
-        "else float32. Evaluation is always in the base's own format.",
+        "Arithmetic of training: bfloat16 autocast, or float32, which is the base's own format "
+        "beside factors in float32. auto is bfloat16 where GPU or CPU have it in hardware and "
+        "model.dtype is not float16. Evaluation is always in the base's own format.",
         one_of=("auto", "float32", "bfloat16"),
     )
 
@@ -297,6 +298,10 @@ class RunSettings:
         "command starts a run and takes it up again."
     )
 
+    def evaluation_tokens(self) -> int:
+        """Most tokens of one forward pass of evaluation, padding included."""
+        return self.evaluate.batch_tokens or self.local.batch_size * self.data.context
+
     def ranks(self) -> list[int]:
         """The rank of each simulated client, in order."""
         return [self.lora.rank_of(client) for client in range(self.clients.count)]
@@ -324,6 +329,11 @@ def run_settings(*layers: Mapping[str, Value]) -> RunSettings:
     for layer in layers:
         values |= coerce(layer, RunSettings)
     settings = parse(RunSettings, values)
+    if settings.model.dtype == "float16" and settings.local.precision == "bfloat16":
+        raise UsageError(
+            "local.precision=bfloat16 does not go with model.dtype=float16, whose weights it would "
+            "round: take model.dtype=bfloat16, or leave local.precision=auto"
+        )
     rate = settings.local.learning_rate or LEARNING_RATES[settings.model.path == EMBEDDED]
     return replace(
         settings,

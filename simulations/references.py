@@ -23,7 +23,7 @@ from settings.site import client_name
 from simulations.results import CENTRAL, LOCAL, REFERENCE_KEY
 from tasks.classification import label_names
 from tasks.encoding import Encoded
-from tasks.examples import Example
+from tasks.examples import Examples
 from tasks.partition import Federation, federate, global_held_out
 from tasks.tuned_model import TunedModel, resident_model
 
@@ -42,14 +42,15 @@ class Bench:
     merged: Adapter | None = None
     """What the run begins from besides the base: start.adapter."""
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+    def encode(self, examples: Examples) -> list[Encoded]:
         """These examples as a client encodes them."""
         return self.tuned.encode(examples, self.settings.data).examples
 
     def evaluate(self, model: Trained | None, examples: Sequence[Encoded]) -> dict[str, Any]:
         """Loss and metrics of a model, or of what the run begins from."""
         adapter, head = (model.adapter, model.head) if model is not None else (None, self.head)
-        result = self.tuned.evaluate_global(self.merged, adapter, examples, head)
+        tokens = self.settings.evaluation_tokens()
+        result = self.tuned.evaluate_global(self.merged, adapter, examples, head, tokens)
         return {"loss": result.loss, "tokens": result.tokens, **result.metrics}
 
     def evaluate_globally(self, model: Trained | None) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def run_reference(
         raise UsageError(f"{name} has nothing to compare: set evaluate.server or evaluate.clients")
     folder = RunFolder(Path(settings.output))
     shutil.rmtree(folder.path, ignore_errors=True)
-    folder.create(settings, {REFERENCE_KEY: name})
+    folder.create(settings, head={REFERENCE_KEY: name})
     on_phase("evaluating the base")
     began = time.perf_counter()
     bench = open_bench(settings)

@@ -126,7 +126,7 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     return Plan(
         settings=settings,
         model=settings.model.path,
-        parameters=sum(parameter.numel() for parameter in tuned.model.parameters()),
+        parameters=tuned.model.num_parameters(),
         modules=len(tuned.targets),
         device=str(tuned.device),
         files=[EMBEDDED]

@@ -18,7 +18,7 @@ from settings.units import human_bytes
 from simulations.display import shown
 from simulations.job_options import as_options
 
-DECIDE_DEFAULTS = ("task", "model.path", "data.path", "data.evaluation")
+DECIDE_DEFAULTS = ("task", "model.path", "data.path", "data.evaluation", "data.context")
 """What the defaults of other keys depend on."""
 OF_ONE_RUN = ("strategy.name", "start.policy", "output", "resume")
 """What a comparison sets for each of its runs, or what another strategy would refuse."""

@@ -25,6 +25,13 @@ from adapters.errors import BouquetError, UsageError, listing
 from settings.run import EMBEDDED
 from tasks.identity import base_identity
 from tasks.model_files import Place, find_model, first_line
+from tasks.quantization import (
+    NONE,
+    quantization_config,
+    refuse_without_library,
+    settle,
+    unpacked_modules,
+)
 from tasks.targets import expert_parameters
 
 EMBEDDED_FOLDER = Path("tasks", "stdlib_lm")
@@ -79,10 +86,12 @@ def load_base_model(
     device: str,
     labels: Sequence[str] = (),
     trust_remote_code: bool = False,
+    quantization: str = NONE,
 ) -> BaseModel:
     """Load model and tokenizer, frozen and in evaluation mode; with labels, a classifier of them.
 
     trust_remote_code: run the Python code that the model brings along.
+    quantization: of the linear layers (tasks/quantization.py).
 
     Raises UsageError where there is no such model, or it is not a causal language model; with
     labels, where transformers knows no sequence classifier of its kind. So it does for a device
@@ -92,7 +101,9 @@ def load_base_model(
     place = Place(str(embedded_model_path())) if path == EMBEDDED else find_model(path)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model, tokenizer, report = _load(place, path, dtype, labels, trust_remote_code)
+    model, tokenizer, report = _load(
+        place, path, dtype, where, labels, trust_remote_code, quantization
+    )
     misshapen = {name for name, *_ in report["mismatched_keys"]}
     lacking = {*report["missing_keys"], *misshapen}
     head = _find_head(model, lacking, path) if labels else ()
@@ -111,6 +122,7 @@ def load_base_model(
     model.requires_grad_(False)
     model.eval()
     _fit_experts(model)
+    settle(model)
     model.config.use_cache = text.use_cache = False
     identity = base_identity(model, tokenizer, _folder_of(place.name), head, labels)
     return BaseModel(
@@ -125,7 +137,13 @@ def load_base_model(
 
 
 def _load(
-    place: Place, path: str, dtype: str, labels: Sequence[str], trust_remote_code: bool
+    place: Place,
+    path: str,
+    dtype: str,
+    device: torch.device,
+    labels: Sequence[str],
+    trust_remote_code: bool,
+    quantization: str,
 ) -> tuple[Any, Any, Any]:
     """Model, tokenizer, and what transformers says of the weights."""
     options = {"trust_remote_code": trust_remote_code, "local_files_only": place.local_only}
@@ -135,6 +153,7 @@ def _load(
         what = "configuration"
         config = transformers.AutoConfig.from_pretrained(place.name, **options, **_classes(labels))
         (_check_classifier if labels else _check_causal)(config, path)
+        packed = _packed(config, quantization, getattr(torch, dtype), device, path, labels)
         what = "tokenizer"
         tokenizer = transformers.AutoTokenizer.from_pretrained(place.name, **options)
         what = "weights"
@@ -146,6 +165,7 @@ def _load(
             ignore_mismatched_sizes=bool(labels),  # a head of other labels
             weights_only=True,
             **options,
+            **packed,
         )
     except BouquetError:
         raise
@@ -201,6 +221,24 @@ def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
             "that belongs to these weights, or save the model again after "
             "model.resize_token_embeddings(len(tokenizer))"
         )
+
+
+def _packed(
+    config: Any,
+    quantization: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    path: str,
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    """What `from_pretrained` is told where weights are held in 8 or 4 bits; they stay put then."""
+    if getattr(config, "quantization_config", None) is not None:
+        refuse_without_library(f"{path}, whose weights are quantized already,")
+        return {"device_map": {"": device}}
+    if quantization == NONE:
+        return {}
+    wanted = quantization_config(quantization, dtype, unpacked_modules(config) if labels else None)
+    return {"quantization_config": wanted, "device_map": {"": device}}
 
 
 def choose_device(name: str) -> torch.device:

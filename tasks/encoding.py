@@ -448,12 +448,20 @@ def collate_texts(
     )
 
 
+def padded_width(length: int, longest: int) -> int:
+    """The width of a batch whose longest row has this length.
+
+    >>> padded_width(33, longest=512), padded_width(33, longest=40)
+    (64, 40)
+    """
+    return max(length, min(-(-length // SHAPE_STEP) * SHAPE_STEP, longest))
+
+
 def _pad(
     examples: Sequence[Encoded], pad_id: int, longest: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Ids and attention mask, (batch, width)."""
-    width = max(len(example.ids) for example in examples)
-    width = max(width, min(-(-width // SHAPE_STEP) * SHAPE_STEP, longest))
+    width = padded_width(max(len(example.ids) for example in examples), longest)
     ids = np.full((len(examples), width), pad_id, np.int64)
     mask = np.zeros((len(examples), width), np.int64)
     for row, example in enumerate(examples):

@@ -101,6 +101,13 @@ class Columns:
         return [name for name in dict.fromkeys(named) if name]
 
 
+class Examples(list[Example]):
+    """Examples that belong together, such as one client's: what is made of them goes with them.
+
+    A plain list cannot be referred to weakly.
+    """
+
+
 def read_examples(
     data: DataSettings, path: str | None = None, task: str = "causal"
 ) -> list[Example]:

@@ -73,9 +73,10 @@ def base_identity(
     if folder is None:
         return compute_identity(model, tokenizer, head, labels)
     dtypes = sorted({str(tensor.dtype) for tensor in model.state_dict().values()})
+    libraries = [*LIBRARIES, *(["bitsandbytes"] if getattr(model, "is_quantized", False) else [])]
     key = _digest(
         [FORMAT, type(model).__name__, dtypes, sorted(head), list(labels)]
-        + [f"{name} {version(name)}" for name in LIBRARIES]
+        + [f"{name} {version(name)}" for name in libraries]
     )
     files = _digest(_file_states(folder))
     kept = _read_kept(folder, files)

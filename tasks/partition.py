@@ -13,6 +13,7 @@ from settings.site import client_name
 from tasks.examples import (
     Content,
     Example,
+    Examples,
     Reading,
     Source,
     States,
@@ -30,8 +31,8 @@ DRAWS = 1000
 class Part:
     """One client's examples: what it trains on, and what it keeps for evaluation."""
 
-    train: list[Example]
-    held_out: list[Example]
+    train: Examples
+    held_out: Examples
     fingerprint: str = ""
     """Hash of what was read for it."""
     counts: Counts = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Federation:
     """All the data of a simulation: the clients' parts, and what no client ever sees."""
 
     parts: list[Part]
-    held_out: list[Example]
+    held_out: Examples
     sources: tuple[Source, ...] = ()
     tests: tuple[Source, ...] = ()
     """What data.evaluation names."""
@@ -94,7 +95,7 @@ def federate(data: DataSettings, clients: int, seed: int, task: str = "causal") 
     states = reading.states
     if data.evaluation:
         test = read_test_set(data, data.evaluation, task)
-        unused, held_out, tests = len(held_out), test.examples, test.sources
+        unused, held_out, tests = len(held_out), Examples(test.examples), test.sources
         states += test.states
         counts += _seen(held_out, reading.examples)
     read = fingerprint_of([*reading.sources, *tests])
@@ -133,7 +134,7 @@ def _seen(test: Sequence[Example], train: Sequence[Example]) -> Counter[str]:
 @lru_cache(maxsize=2)
 def global_held_out(
     data: DataSettings, clients: int, seed: int, limit: int, task: str = "causal"
-) -> list[Example]:
+) -> Examples:
     """At most `limit` (0: all) of the examples that no client trains on, or of data.evaluation."""
     held_out = federate(data, clients, seed, task).held_out
     if not held_out:
@@ -141,7 +142,7 @@ def global_held_out(
             "no example is held out for the global model: raise data.held-out, name a test set "
             "with data.evaluation, or set evaluate.server=false"
         )
-    return choose(held_out, limit, seed)
+    return Examples(choose(held_out, limit, seed))
 
 
 @lru_cache(maxsize=2)
@@ -165,7 +166,7 @@ def own_part(
     sources = [*reading.sources]
     if evaluation:
         test = read_test_set(plain, evaluation, task, key="evaluation-path")
-        held_out = test.examples
+        held_out = Examples(test.examples)
         sources += test.sources
         counts += _seen(held_out, reading.examples)
     return Part(train, held_out, fingerprint_of(sources), counts)
@@ -173,7 +174,7 @@ def own_part(
 
 def _hold_out_globally(
     examples: Sequence[Example], data: DataSettings, clients: int, seed: int
-) -> tuple[list[Example], list[Example]]:
+) -> tuple[Examples, Examples]:
     """What the clients are dealt, and what none of them has; no client loses its only example."""
     share = data.held_out_share()
     if data.partition == "files":
@@ -188,7 +189,7 @@ def _hold_out_globally(
 
 def hold_out(
     examples: Sequence[Example], share: float, seed: int, leave_groups: bool = False
-) -> tuple[list[Example], list[Example]]:
+) -> tuple[Examples, Examples]:
     """Split off a share of the distinct examples; copies of a held-out example go with it.
 
     At least one example is held out where share is above 0 and two distinct ones exist.
@@ -204,7 +205,7 @@ def hold_out(
     chosen = set(_sparing_groups(examples, order, count) if leave_groups else order[:count])
     rest = [example for example in examples if example.content not in chosen]
     held = [example for example in examples if example.content in chosen]
-    return rest, held
+    return Examples(rest), Examples(held)
 
 
 def _sparing_groups(

@@ -40,7 +40,7 @@ SENTENCES = {
     AS_TOKENS: "special tokens of the tokenizer in running text, which train as such",
     REWRITTEN: "the chat template changes or leaves out what a turn says",
     IDENTICAL: "the same as an earlier one",
-    TEST_SEEN: "of the test set are trained on, too",
+    TEST_SEEN: "in the test set and in the training data",
     ENDLESS: "no special token ends the text or turn, so the model does not learn to stop",
 }
 ALL_ALIKE = {

@@ -75,26 +75,46 @@ def _in_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class LoraSlot:
-    """The LoRA layers of one rank, with the head that trains beside them."""
+    """The LoRA layers of one adapter, of any rank, with the head that trains beside them.
+
+    Its factors are parameters of their own, in float32 whatever the base is in, and go when the
+    slot is emptied.
+    """
 
     def __init__(self, name: str, layers: Mapping[str, Any], head: HeadSlot) -> None:
         self.name = name
-        self._layers = layers
+        self.layers = layers
+        """PEFT's LoRA layer around each target module."""
         self._head = head
+        self.empty()
 
-    def write(self, adapter: Adapter) -> None:
-        """Copy the factors in; the layer's scaling becomes the adapter's scale."""
-        with torch.no_grad():
-            for target, layer in self._layers.items():
-                factors = adapter[target]
-                layer.lora_A[self.name].weight.copy_(torch.from_numpy(factors.a))
-                layer.lora_B[self.name].weight.copy_(torch.from_numpy(factors.b))
-                layer.scaling[self.name] = factors.scale
+    def write(self, adapter: Adapter, dropout: float = 0.0) -> None:
+        """Put the factors in; the layer's scaling becomes the adapter's scale.
+
+        dropout: on the input of A while the model is in training mode.
+        """
+        for target, layer in self.layers.items():
+            factors = adapter[target]
+            device = layer.get_base_layer().weight.device
+            for half, values in ((layer.lora_A, factors.a), (layer.lora_B, factors.b)):
+                matrix = torch.tensor(np.ascontiguousarray(values), device=device)
+                half[self.name].weight = nn.Parameter(matrix, requires_grad=False)
+            layer.r[self.name] = factors.rank
+            layer.scaling[self.name] = factors.scale
+            layer.lora_dropout[self.name] = nn.Dropout(dropout) if dropout else nn.Identity()
+            layer.enable_adapters(True)
+
+    def empty(self) -> None:
+        """Free the factors; the layers compute the base alone."""
+        for layer in self.layers.values():
+            layer.enable_adapters(False)
+            for half in (layer.lora_A, layer.lora_B):
+                half[self.name].weight = nn.Parameter(torch.empty(0, 0), requires_grad=False)
 
     def read(self) -> Adapter:
         """A copy of the factors as they stand."""
         modules = {}
-        for target, layer in self._layers.items():
+        for target, layer in self.layers.items():
             a, b = (
                 half[self.name].weight.detach().float().cpu().numpy().copy()
                 for half in (layer.lora_A, layer.lora_B)
@@ -112,7 +132,7 @@ class LoraSlot:
         The other factors of this slot stay frozen.
         """
         chosen: list[nn.Parameter] = []
-        for layer in self._layers.values():
+        for layer in self.layers.values():
             for half, letter in ((layer.lora_A, "A"), (layer.lora_B, "B")):
                 weight = half[self.name].weight
                 weight.requires_grad_(trains in (letter, "both"))
@@ -121,7 +141,7 @@ class LoraSlot:
 
     def freeze(self) -> None:
         """No gradients, and none left over."""
-        for layer in self._layers.values():
+        for layer in self.layers.values():
             for half in (layer.lora_A, layer.lora_B):
                 half[self.name].weight.requires_grad_(False)
                 half[self.name].weight.grad = None

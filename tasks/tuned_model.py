@@ -1,27 +1,24 @@
-"""One base model, resident in the process, with slots into which adapters are swapped.
+"""One base model, resident in the process, with a slot into which adapters are swapped.
 
-PEFT holds the LoRA layers. There is one slot for each rank that was ever needed, not one for each
-client; a client's factors are copied into the slot of their rank and read back after training.
-`merged` is added to the frozen weights themselves, always onto the pristine ones, so that nothing
-accumulates in the base. With labels the model is a classifier, whose head trains beside the
-factors and comes and goes with them.
+PEFT holds the LoRA layers. There is one slot, for any rank: it takes a client's factors in float32,
+is read after training, and holds nothing in between. `merged` lies in or beside the frozen weights
+(tasks/merging.py). With labels the model is a classifier, whose head trains beside the factors and
+comes and goes with them.
 """
 
-import inspect
-import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import peft
 import torch
-from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from adapters.adapter import Adapter, Delta, Dense, FloatArray
+from adapters.adapter import Adapter, Delta, FloatArray
 from adapters.algebra import pad
 from adapters.errors import UsageError
 from adapters.head import Head
@@ -30,15 +27,21 @@ from settings.run import DataSettings, LoraSettings, ModelSettings
 from settings.site import Site
 from tasks.base_model import load_base_model
 from tasks.classification import encode_texts
-from tasks.encoding import IGNORED, Batch, Encoded, Encoding, collate, collate_texts, encode
-from tasks.examples import Example
+from tasks.encoding import Batch, Encoded, Encoding, collate, collate_texts, encode
+from tasks.examples import Example, Examples
 from tasks.expert_matrices import as_matrices
+from tasks.merging import Beside, Dense, Merging, holds_float32
 from tasks.metrics import accuracy, macro_f1
+from tasks.quantization import float32_weight, shape_of
 from tasks.reasons import refusal
 from tasks.slots import HeadSlot, LoraSlot
 from tasks.targets import find_target_modules, find_target_parameters, left_out
+from tasks.token_budget import batches_within
+from tasks.token_loss import TokenLoss
 
-EVALUATION_BATCH = 32
+SLOT = "slot"
+EVALUATION_TOKENS = 2048
+"""Of one forward pass, where nobody says how many."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class TunedModel:
             settings.device,
             self.labels,
             settings.trust_remote_code,
+            settings.quantization,
         )
         self.model: Any = self.base.model
         layers = find_target_modules(self.model, targets, self.base.head)
@@ -84,20 +88,15 @@ class TunedModel:
         self._head = HeadSlot(self.model, self.base.head, self.base.new)
         self.head_shapes = self._head.shapes
         self.device = next(self.model.parameters()).device
-        self._keeps_last_logits = (
-            "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        )
-        self._conv1d = isinstance(self.model.get_submodule(self.targets[0]), Conv1D)
-        self.shapes = {name: self._shape(self.model.get_submodule(name)) for name in self.targets}
-        self._layers: dict[str, Any] = {}
-        self._pristine: dict[str, torch.Tensor] = {}
+        self.dtype = getattr(torch, settings.dtype)
+        """Of activations, and of what is not quantized."""
+        self._frozen = {name: self.model.get_submodule(name) for name in self.targets}
+        self.shapes = {name: shape_of(layer) for name, layer in self._frozen.items()}
+        self.writes_base = holds_float32(self._frozen)
+        """Whether `merged` is added into the base's weights, or lies beside them."""
         self._merged: Delta | None = None
-        self._slots: set[str] = set()
-        self._encodings: dict[tuple[int, DataSettings], tuple[Sequence[Example], Encoding]] = {}
-
-    def _shape(self, layer: nn.Module) -> tuple[int, int]:
-        rows, columns = layer.weight.shape  # type: ignore[misc]
-        return (int(columns), int(rows)) if self._conv1d else (int(rows), int(columns))
+        self._token_loss = None if self.labels else TokenLoss(self.model)
+        self._encodings: dict[tuple[int, DataSettings], tuple[weakref.ref[Examples], Encoding]] = {}
 
     def check_rank(self, rank: int) -> None:
         """UsageError where a rank exceeds what a module's matrix can have."""
@@ -110,24 +109,15 @@ class TunedModel:
                 )
 
     def merge(self, merged: Delta | None) -> None:
-        """Set the base weights to W + delta(merged), from the pristine W; None restores W."""
+        """Make the base compute W + delta(merged), always from the pristine W; None: W alone."""
         if merged is self._merged:
             return
-        for name in self.targets:
-            weight = self._base_layer(name).weight
-            if name not in self._pristine:
-                self._pristine[name] = weight.detach().clone()
-            full = self._pristine[name].float()
-            if merged is not None:
-                form = merged[name]
-                if isinstance(form, Dense):
-                    delta = torch.from_numpy(form.values).to(self.device)
-                else:
-                    b, a = (torch.from_numpy(half).to(self.device) for half in (form.b, form.a))
-                    delta = form.scale * (b @ a)
-                full = full + (delta.T if self._conv1d else delta)
-            weight.data.copy_(full)
+        self._merging.apply(merged)
         self._merged = merged
+
+    @cached_property
+    def _merging(self) -> Merging:
+        return Dense(self._frozen) if self.writes_base else Beside(self._slot.layers)
 
     def initial_head(self, seed: int) -> dict[str, FloatArray]:
         """The head before any training: the checkpoint's values, and from the seed what it lacks.
@@ -146,65 +136,78 @@ class TunedModel:
         """
         if head is not None:
             self._head.write(head)
-        slot = None
+        if adapter is None:
+            try:
+                yield None
+            finally:
+                self._head.reset()
+            return
         try:
-            if adapter is not None:
-                # A slot has one rank for all modules, and PEFT knows no rank 0; zeros change no
-                # delta.
-                adapter = pad(adapter, max(adapter.rank, 1))
-                slot = self._slot(adapter.rank, dropout)
-                slot.write(adapter)
-            self._activate([slot.name] if slot else [])
-            yield slot
+            # Modules of one rank, so that they train as one; zeros change no delta.
+            self._slot.write(pad(adapter, max(adapter.rank, 1)), dropout)
+            yield self._slot
         finally:
-            if slot:
-                slot.freeze()
-            self._activate([])
+            self._slot.freeze()
+            self._slot.empty()
             self._head.reset()
 
-    def _slot(self, rank: int, dropout: float) -> LoraSlot:
-        name = f"rank-{rank}-dropout-{dropout:g}".replace(".", "_")
-        if name not in self._slots:
-            config = peft.LoraConfig(
-                r=rank,
-                lora_alpha=rank,
-                lora_dropout=dropout,
-                target_modules=self.targets,
-                fan_in_fan_out=self._conv1d,
-                init_lora_weights=False,
-            )
-            with warnings.catch_warnings():  # that there is more than one adapter is the point
-                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-                peft.inject_adapter_in_model(config, self.model, adapter_name=name)
-            self._slots.add(name)
-            self._layers = {target: self.model.get_submodule(target) for target in self.targets}
-        return LoraSlot(name, self._layers, self._head)
-
-    def _activate(self, names: list[str]) -> None:
-        for layer in self._layers.values():
-            layer.enable_adapters(bool(names))
-            if names:
-                layer.set_adapter(names)
+    @cached_property
+    def _slot(self) -> LoraSlot:
+        config = peft.LoraConfig(
+            r=1,
+            lora_alpha=1,
+            target_modules=self.targets,
+            fan_in_fan_out=isinstance(next(iter(self._frozen.values())), Conv1D),
+            init_lora_weights=False,
+        )
+        peft.inject_adapter_in_model(config, self.model, adapter_name=SLOT)
+        layers = {target: self.model.get_submodule(target) for target in self.targets}
+        return LoraSlot(SLOT, layers, self._head)
 
     def pristine_weight(self, name: str) -> torch.Tensor:
         """W of a target module before anything was merged, (m, n), in float32."""
-        now: torch.Tensor = self._base_layer(name).weight
-        weight = self._pristine.get(name, now).detach().float()
-        return weight.T if self._conv1d else weight
+        layer = self._frozen[name]
+        kept = self._merging.pristine(name) if isinstance(self._merging, Dense) else None
+        if kept is None:
+            return float32_weight(layer)
+        return kept.T if isinstance(layer, Conv1D) else kept
 
-    def _base_layer(self, name: str) -> Any:
-        layer = self.model.get_submodule(name)
-        return layer.get_base_layer() if isinstance(layer, peft.tuners.lora.LoraLayer) else layer
+    @contextmanager
+    def checkpointed(self, enabled: bool = True) -> Iterator[None]:
+        """Within this context activations are computed again in the backward pass, not kept.
+
+        The gradients are the same, dropout included. Raises UsageError where the model cannot.
+        """
+        if enabled and not getattr(self.model, "supports_gradient_checkpointing", False):
+            raise UsageError(
+                f"local.checkpointing is set, but {type(self.model).__name__} cannot compute its "
+                "activations again: set it to false, and a smaller local.batch-size"
+            )
+        if not enabled:
+            yield
+            return
+        # transformers renamed it within version 5
+        renamed = hasattr(self.model, "activation_checkpointing_enable")
+        word = "activation" if renamed else "gradient"
+        getattr(self.model, f"{word}_checkpointing_enable")({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            getattr(self.model, f"{word}_checkpointing_disable")()
 
     def encode(self, examples: Sequence[Example], data: DataSettings) -> Encoding:
-        """Token ids of these examples, kept for the next round; UsageError where none fits."""
+        """Token ids of these examples; of Examples they are kept until nobody holds those any more.
+
+        Raises UsageError where none fits.
+        """
         if data.context > self.base.context:
             raise UsageError(
                 f"data.context is {data.context} tokens, but {self.base.path} takes at most "
                 f"{self.base.context}: set data.context={self.base.context} or less"
             )
-        kept = self._encodings.get((id(examples), data))
-        if kept is None:
+        key = id(examples), data
+        kept = self._encodings.get(key)
+        if kept is None or kept[0]() is not examples:
             if self.labels:
                 encoding = encode_texts(self.base.tokenizer, examples, data, self.labels)
             else:
@@ -212,8 +215,16 @@ class TunedModel:
             if not encoding.examples:
                 files = list(dict.fromkeys(example.file for example in examples))
                 raise refusal(encoding.counts, len(examples), files, data, bool(self.labels))
-            kept = self._encodings[id(examples), data] = (examples, encoding)
+            if not isinstance(examples, Examples):
+                return encoding
+            alive = weakref.ref(examples, lambda gone: self._forget(key, gone))
+            kept = self._encodings[key] = (alive, encoding)
         return kept[1]
+
+    def _forget(self, key: tuple[int, DataSettings], gone: weakref.ref[Examples]) -> None:
+        """Drop the encoding of examples that nobody holds any more; a newer one may have its id."""
+        if key in self._encodings and self._encodings[key][0] is gone:
+            del self._encodings[key]
 
     def batch(self, examples: Sequence[Encoded]) -> Batch:
         """These examples as one padded batch on the model's device."""
@@ -223,41 +234,43 @@ class TunedModel:
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         """Summed cross-entropy over the batch's targets, in nats; float32, differentiable."""
-        logits, wanted = self._targets(batch)
-        return functional.cross_entropy(logits, wanted, reduction="sum")
+        if self._token_loss is not None:
+            return self._token_loss(batch)
+        return functional.cross_entropy(self._class_logits(batch), batch.labels, reduction="sum")
 
-    def _targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits in float32, (targets, choices), and the right choices, (targets,).
+    def most_logits(self, tokens: int) -> int:
+        """How many logits are held at once of a batch of so many tokens; 0 of a classifier."""
+        return self._token_loss.most_logits(tokens) if self._token_loss is not None else 0
 
-        Of a language model they are computed from the first target on, and kept at targets only.
-        """
-        if self.labels:
-            output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-            return output.logits.float(), batch.labels
-        keep = batch.input_ids.shape[1] - batch.first_target + 1
-        last = {"logits_to_keep": keep} if self._keeps_last_logits else {}
-        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **last)
-        labels = batch.labels[:, batch.first_target :]
-        logits = output.logits[:, -keep:-1]
-        wanted = labels != IGNORED
-        return logits[wanted].float(), labels[wanted]
+    def _class_logits(self, batch: Batch) -> torch.Tensor:
+        """(batch, classes), in float32."""
+        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        logits: torch.Tensor = output.logits.float()
+        return logits
 
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[Encoded]) -> HeldOutLoss:
-        """Mean loss per target of the model as it stands, shortest examples first."""
+    def evaluate(
+        self, examples: Sequence[Encoded], batch_tokens: int = EVALUATION_TOKENS
+    ) -> HeldOutLoss:
+        """Mean loss per target of the model as it stands, shortest examples first.
+
+        batch_tokens: most of one forward pass, padding included; a longer example has one alone.
+        """
         self.model.eval()
-        order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
         total, tokens = 0.0, 0
         labels: list[int] = []
         predictions: list[int] = []
-        for at in range(0, len(order), EVALUATION_BATCH):
-            batch = self.batch([examples[i] for i in order[at : at + EVALUATION_BATCH]])
-            logits, wanted = self._targets(batch)
-            total += float(functional.cross_entropy(logits, wanted, reduction="sum"))
+        lengths = [len(example.ids) for example in examples]
+        for indices in batches_within(batch_tokens, lengths, self.base.context):
+            batch = self.batch([examples[index] for index in indices])
             tokens += batch.targets
-            if self.labels:
-                labels += wanted.tolist()
-                predictions += logits.argmax(dim=1).tolist()
+            if self._token_loss is not None:
+                total += float(self._token_loss(batch))
+                continue
+            logits = self._class_logits(batch)
+            total += float(functional.cross_entropy(logits, batch.labels, reduction="sum"))
+            labels += batch.labels.tolist()
+            predictions += logits.argmax(dim=1).tolist()
         if not self.labels:
             return HeldOutLoss(total / tokens, tokens)
         metrics = {
@@ -272,6 +285,7 @@ class TunedModel:
         start: Adapter | None,
         examples: Sequence[Encoded],
         head: Head | None = None,
+        batch_tokens: int = EVALUATION_TOKENS,
     ) -> HeldOutLoss:
         """Held-out loss of W + delta(merged) + delta(start), under this head if it is a classifier.
 
@@ -279,7 +293,7 @@ class TunedModel:
         """
         self.merge(merged)
         with self.adapted(start, head=head):
-            return self.evaluate(examples)
+            return self.evaluate(examples, batch_tokens)
 
 
 @lru_cache(maxsize=1)

@@ -22,6 +22,14 @@ from tasks.tuned_model import TunedModel
 from tests.adapter_generators import make_adapter
 
 CONTEXT = 64
+FORMATS = {
+    "float32": ("float32", "none"),
+    "bfloat16": ("bfloat16", "none"),
+    "float16": ("float16", "none"),
+    "int8": ("float32", "int8"),
+    "nf4": ("float32", "nf4"),
+}
+"""Number formats of a base: name -> (model.dtype, model.quantization)."""
 SPREAD = 0.3
 ROUGH = {"initializer_range": SPREAD}
 TEXTS = [
@@ -254,17 +262,22 @@ def open_model(
     dtype: str = "float32",
     labels: Sequence[str] = (),
     parameters: Sequence[str] = (),
+    quantization: str = "none",
 ) -> TunedModel:
     """A TunedModel of its own, apart from the resident one of the process."""
-    return TunedModel(model_settings(folder, dtype), targets, labels, parameters)
+    settings = model_settings(folder, dtype, "cpu", quantization)
+    return TunedModel(settings, targets, labels, parameters)
 
 
-def model_settings(folder: Path, dtype: str = "float32", device: str = "cpu") -> ModelSettings:
+def model_settings(
+    folder: Path, dtype: str = "float32", device: str = "cpu", quantization: str = "none"
+) -> ModelSettings:
     """The [model] section for this folder."""
     layer: dict[str, Value] = {
         "model.path": str(folder),
         "model.dtype": dtype,
         "model.device": device,
+        "model.quantization": quantization,
     }
     return run_settings(layer).model
 
@@ -280,6 +293,12 @@ def settings_for(folder: Path, **values: Value) -> RunSettings:
         "data.context": CONTEXT,
     }
     return run_settings(pinned, layer)
+
+
+def open_format(folder: Path, name: str) -> TunedModel:
+    """The model with its base in one of FORMATS."""
+    dtype, quantization = FORMATS[name]
+    return open_model(folder, dtype=dtype, quantization=quantization)
 
 
 def random_adapter(tuned: TunedModel, rank: int, seed: int = 0, size: float = 1.0) -> Adapter:

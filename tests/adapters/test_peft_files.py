@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adapters.adapter import Adapter, FloatArray
+from adapters.adapter import Adapter, Delta, Dense, FloatArray
 from adapters.errors import AdapterError
 from adapters.peft_files import write_peft
 from tests.adapter_generators import make_factors
@@ -83,7 +83,7 @@ def weights(model: torch.nn.Module) -> dict[str, FloatArray]:
     return {key: value.numpy().copy() for key, value in model.state_dict().items()}
 
 
-def assert_peft_adds(adapter: Adapter, model: torch.nn.Module, folder: Path) -> None:
+def assert_peft_adds(adapter: Delta, model: torch.nn.Module, folder: Path) -> None:
     """Loaded and merged by PEFT, the model has W + delta in these modules and W elsewhere."""
     before = weights(model)
     write_peft(adapter, folder, base_model="tiny")
@@ -102,6 +102,15 @@ def assert_peft_adds(adapter: Adapter, model: torch.nn.Module, folder: Path) -> 
 def test_peft_loads_and_merges_exactly_the_delta(tmp_path: Path) -> None:
     model = tiny_llama()
     assert_peft_adds(adapter_for(model, RANKS), model, tmp_path / "new" / "folder")
+
+
+def test_a_dense_module_is_written_in_factors_of_its_full_rank(tmp_path: Path) -> None:
+    model = tiny_llama()
+    factors, name = adapter_for(model, RANKS), LAYER.format(0, "k")
+    delta = Delta({**factors, name: Dense(dense(factors[name]).astype(np.float32))})
+    assert_peft_adds(delta, model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert max(config["rank_pattern"].values()) == 16
 
 
 def test_the_loaded_model_computes_what_the_changed_weights_compute(tmp_path: Path) -> None:

@@ -124,8 +124,19 @@ def test_memory_is_counted_from_what_is_there(llama_folder: Path) -> None:
     assert one.weights == weights + 4 * adapted
     assert two.adapter == 2 * one.adapter == 2 * 16 * sum(m + n for m, n in tuned.shapes.values())
     shapes = {"q": (8, 8)}
-    small, large = (estimate_memory(shapes, 0, 4, 10, 1, tokens).activations for tokens in (1, 7))
+    small, large = (estimate_memory(shapes, 0, 4, 0, 1, tokens).activations for tokens in (1, 7))
     assert large == 7 * small > 0
+
+
+def test_the_memory_of_a_quantized_base_is_that_of_its_codes_and_a_branch_beside_it(
+    llama_folder: Path,
+) -> None:
+    whole, packed = (open_model(llama_folder, quantization=q) for q in ("none", "nf4"))
+    settings = settings_for(llama_folder, clients__count=2, lora__rank="1", rounds=2)
+    exact, small = (estimate_for(tuned, settings, 1).weights for tuned in (whole, packed))
+    assert small < 0.6 * exact
+    branch = 4 * sum(min(m * n, 4 * (m + n)) for m, n in whole.shapes.values())
+    assert small - branch == sum(p.numel() * p.element_size() for p in packed.model.parameters())
 
 
 def takes_from(difference: float) -> Callable[[float], bool]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import truncate
 from adapters.codec import pack
-from server.aggregation import weigh
+from server.aggregation import changes_of, weigh
 from server.broadcast import Asked
 from server.exchange import Admitted, Reply
 from server.guard import (
@@ -271,6 +271,7 @@ def test_robust_weights_of_a_method_that_keeps_b_are_those_of_the_steps_of_a(
         rows.append(np.concatenate(row))
     points = np.array(rows)
     expected = geometric_median_weights(points @ points.T, [0.25] * 4)
-    found = [update.weight for update in weigh(replies, "geometric-median", FLAT, own_b=True)]
+    changes = changes_of(replies, FLAT, own_b=True)
+    found = [update.weight for update in weigh(replies, "geometric-median", changes)]
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-9)
     assert found[3] < 1e-2

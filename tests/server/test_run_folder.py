@@ -51,6 +51,6 @@ def test_whoever_simulates_is_told_the_command_to_paste(tmp_path: Path) -> None:
 
 def test_what_a_run_is_beside_its_settings_stands_above_them(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "reference")
-    run.create(run_settings({"seed": 3}), {REFERENCE_KEY: "local"})
+    run.create(run_settings({"seed": 3}), head={REFERENCE_KEY: "local"})
     assert read_run(run.path).name == "local"
     assert read_config(run.path / "config.toml")["seed"] == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapters.adapter import Adapter, draw
+from adapters.adapter import Adapter, Delta, Dense, draw
 from adapters.codec import pack
 from adapters.errors import BouquetError, UsageError
 from adapters.head import head_shapes, pack_head
@@ -59,6 +59,19 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path, merged: bool, start: boo
     state = some_state(1, merged, start)
     save_state(state, tmp_path)
     assert_same(load_state(tmp_path), state)
+
+
+def test_a_dense_module_of_merged_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    first = next(iter(SHAPES))
+    values = np.random.default_rng(3).standard_normal(SHAPES[first]).astype(np.float32)
+    merged = Delta({**some_adapter(2), first: Dense(values)})
+    state = ServerState(2, GlobalModel(merged=merged), BASE, SHAPES, log_bytes=20)
+    save_state(state, tmp_path)
+    loaded = load_state(tmp_path)
+    assert_same(loaded, state)
+    assert loaded is not None
+    assert loaded.model.merged is not None
+    assert isinstance(loaded.model.merged[first], Dense)
 
 
 def test_there_is_no_state_before_the_first(tmp_path: Path) -> None:
@@ -116,10 +129,10 @@ def test_a_state_of_another_version_is_refused_and_can_still_be_read(tmp_path: P
     save_state(some_state(1), run / "state")
     manifest = run / "state" / "round-0001" / "manifest.json"
     manifest.write_text(manifest.read_text().replace(FORMAT, "bouquet-state-1"))
-    with pytest.raises(UsageError, match="cannot be resumed: begin a new run") as caught:
+    with pytest.raises(UsageError, match="cannot be resumed by this one") as caught:
         load_state(run / "state")
-    assert f"bouquet report {run}, bouquet status {run}" in str(caught.value)
-    assert "'bouquet-state-1'" in str(caught.value)
+    assert f"`bouquet report {run}` draws its rounds" in str(caught.value)
+    assert "its state is bouquet-state-1" in str(caught.value)
 
 
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> None:

@@ -23,10 +23,9 @@ def test_a_name_with_markup_is_printed_as_it_is(
     settings = run_settings(values, {"clients.count": 2, "data.context": 40})
     plan = prepare(settings)
     long = "/srv/a-long-folder-name/another-one-below-it/and-one-more/rows-[bold]-[/]-[red].jsonl"
-    settings = replace(settings, data=replace(settings.data, path=long))
     text = io.StringIO()
     console = Console(file=text, width=width, highlight=False)
-    panel = plan_panel(settings, replace(plan, model=long), "bouquet simulate")
+    panel = plan_panel(settings, replace(plan, model=long, files=[long]), "bouquet simulate")
     console.print(panel)
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= width

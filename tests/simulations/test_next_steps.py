@@ -79,6 +79,11 @@ def test_a_list_of_ranks_does_not_say_how_many_clients_there_are() -> None:
     assert job_of(run_settings()) == []
 
 
+def test_what_follows_from_another_key_is_not_repeated() -> None:
+    settings = run_settings({"data.path": "mine.jsonl", "data.context": 48})
+    assert job_of(settings) == ["--data", "mine.jsonl", "--set", "data.context=48"]
+
+
 def test_the_printed_python_loads_a_causal_model(bouquet: Run, small_job: list[str]) -> None:
     code, out, _ = bouquet(*small_job, "-o", 'my "run"')
     assert code == 0

@@ -154,11 +154,11 @@ def test_the_header_counts_each_reason_under_its_own_name(
     assert "data site[1].jsonl: 23 training examples dealt at random (11 to 12 each), 7 in " in said
     assert "7 in test, own.jsonl to test" in said
     for words in (
-        "2 rows with null for a response left out",
-        "1 row with an empty response left out",
-        "1 example cut to 48 tokens",
-        "2 rows the same as an earlier one",
-        "2 test examples also in the training data",
+        "2 examples: left out, the response or text is null",
+        "1 example: left out, the response or text is empty",
+        "1 example: the end is cut off at data.context=48 tokens",
+        "2 examples: the same as an earlier one",
+        "2 examples: in the test set and in the training data",
     ):
         assert words in said
     assert len(json.loads(Path("run/data.json").read_text())["evaluation"]) == 1
@@ -186,8 +186,8 @@ def test_a_client_with_no_example_left_is_named_with_its_file_and_the_reason(
             evaluate__server=False,
         )
     assert str(raised.value) == (
-        f"client-01: none of 4 examples of {tmp_path}/b.jsonl is left: 4 examples left out, "
-        "without room for a response in 64 tokens: raise data.context, or lower data.max-prompt"
+        f"client-01: none of 4 examples of {tmp_path}/b.jsonl leaves room for a response within "
+        "data.context=64 tokens: raise it, or lower data.max-prompt"
     )
 
 

@@ -15,7 +15,7 @@ import transformers
 from adapters.adapter import FloatArray
 from adapters.errors import AdapterError, UsageError
 from tasks.encoding import Encoded
-from tasks.examples import Example
+from tasks.examples import Example, Examples
 from tasks.metrics import accuracy, macro_f1
 from tasks.tuned_model import TunedModel, resident_model
 from tests.tiny_models import (
@@ -253,7 +253,9 @@ def test_under_autocast_the_loss_is_summed_in_float32(tuned: TunedModel) -> None
 
 def test_texts_are_encoded_for_the_models_labels(tuned: TunedModel, folder: Path) -> None:
     data = settings_for(folder, data__path="mine.jsonl").data
-    examples = [Example("a text", "so-so", ""), Example(" ", "neg", ""), Example("b", "neg", "")]
+    examples = Examples(
+        [Example("a text", "so-so", ""), Example(" ", "neg", ""), Example("b", "neg", "")]
+    )
     encoding = tuned.encode(examples, data)
     assert [text.label for text in encoding.examples] == [2, 0]
     assert tuned.encode(examples, data) is encoding

@@ -298,6 +298,7 @@ def test_a_missing_field_to_deal_by_is_the_partitions_fault(partition: str, tmp_
         read_examples(data_at(tmp_path / "rows.jsonl", partition=partition, field="kin"))
 
 
+@pytest.mark.parametrize("partition", ["natural", "dirichlet"])
 def test_a_partition_without_a_field_says_so_and_names_the_fields(
     partition: str, tmp_path: Path
 ) -> None:

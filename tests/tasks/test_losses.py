@@ -12,7 +12,7 @@ from settings.run import RunSettings
 from settings.site import Site
 from tasks import tuned_model
 from tasks.encoding import Batch, Encoded
-from tasks.examples import Example
+from tasks.examples import Example, Examples
 from tasks.tuned_model import HeldOutLoss, TunedModel, resident_model
 from tests.tiny_models import (
     model_settings,
@@ -22,7 +22,7 @@ from tests.tiny_models import (
     settings_for,
 )
 
-EXAMPLES = [Example(f"add {i} and {i}", "sum " * (i % 7 + 1), "") for i in range(20)]
+EXAMPLES = Examples(Example(f"add {i} and {i}", "sum " * (i % 7 + 1), "") for i in range(20))
 
 
 @pytest.fixture

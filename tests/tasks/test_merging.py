@@ -1,4 +1,4 @@
-"""`merge` sets the base to W + s B A, always from the pristine W, as dense float64 has it."""
+"""A float32 base is set to W + s B A, always from the pristine W, as dense float64 has it."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from adapters.adapter import Adapter, Factors
+from adapters.adapter import Adapter, Delta, Dense, Factors
 from adapters.algebra import stack
 from adapters.refactoring import refactor
 from tasks.tuned_model import TunedModel
@@ -108,6 +108,14 @@ def test_a_merged_adapter_gives_the_loss_of_the_same_adapter_in_a_slot(tuned: Tu
     assert abs(merged - base) > 1e-2
 
 
+def test_a_dense_delta_merges_as_its_factors_do(tuned: TunedModel) -> None:
+    adapter, examples = random_adapter(tuned, 4), random_examples(tuned, 12)
+    whole = Delta({name: Dense(dense(f).astype(np.float32)) for name, f in adapter.items()})
+    expected_loss = tuned.evaluate_global(adapter, None, examples).loss
+    found = tuned.evaluate_global(whole, None, examples).loss
+    assert found == pytest.approx(expected_loss, rel=1e-6)
+
+
 def test_the_global_model_is_base_and_merged_and_start(tuned: TunedModel) -> None:
     merged, start = random_adapter(tuned, 4, seed=1), random_adapter(tuned, 2, seed=2)
     examples = random_examples(tuned, 12)
@@ -139,25 +147,6 @@ def test_an_adapter_of_rank_zero_is_the_base(tuned: TunedModel) -> None:
     base = tuned.evaluate_global(None, None, examples)
     assert tuned.evaluate_global(nothing, None, examples) == base
     assert tuned.evaluate_global(None, nothing, examples) == base
-
-
-def test_a_bfloat16_base_is_rounded_once_at_the_end(model_folder: Path) -> None:
-    tuned = open_model(model_folder, dtype="bfloat16")
-    before, small = weights_of(tuned), random_adapter(tuned, 3, size=1e-2)
-    many = stack([small] * 40, [1.0] * 40)
-    for count in (10, 20, 40):  # rounds of a run: `merged` is cumulative
-        tuned.merge(stack([small] * count, [1.0] * count))
-    after = weights_of(tuned)
-    for name in tuned.targets:
-        weight = before[f"{name}.weight"]
-        assert weight.dtype == torch.bfloat16
-        dense_weight = expected(tuned, many, name, weight)
-        error = np.abs(after[f"{name}.weight"].double().numpy() - dense_weight)
-        assert np.all(
-            error <= 2.0**-8 * np.abs(dense_weight) + 1e-6
-        )  # half a unit in the last place
-    tuned.merge(None)
-    assert same_bytes(weights_of(tuned), before)
 
 
 def test_shapes_are_rows_and_columns_of_w(llama_folder: Path, gpt2_folder: Path) -> None:

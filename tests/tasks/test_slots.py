@@ -111,12 +111,18 @@ def test_what_was_read_is_a_copy(tuned: TunedModel) -> None:
     assert all(np.array_equal(read[name].b, adapter[name].b) for name in adapter)
 
 
-def test_clients_of_one_rank_share_a_slot(tuned: TunedModel) -> None:
-    for seed, rank in enumerate([4, 2, 4, 4, 2]):
-        with tuned.adapted(random_adapter(tuned, rank, seed)):
-            pass
+def lora_values(tuned: TunedModel) -> int:
+    return sum(p.numel() for name, p in tuned.model.named_parameters() if "lora_" in name)
+
+
+def test_one_slot_takes_every_rank_and_is_empty_in_between(tuned: TunedModel) -> None:
+    for rank in (*range(12, 0, -1), 4):  # as a client that prunes itself passes through
+        adapter = random_adapter(tuned, rank)
+        with tuned.adapted(adapter, dropout=rank / 100):
+            assert lora_values(tuned) == adapter.num_parameters
+        assert lora_values(tuned) == 0
     for name in tuned.targets:
-        assert len(tuned.model.get_submodule(name).lora_A) == 2
+        assert len(tuned.model.get_submodule(name).lora_A) == 1
 
 
 @pytest.mark.parametrize(("trains", "expected"), [("A", {"A"}), ("B", {"B"}), ("both", {"A", "B"})])
