@@ -105,7 +105,7 @@ def leading(form: Dense, rank: int) -> tuple[Factors, DoubleArray]:
 
     Of a large matrix they are found by eight steps of subspace iteration on twice as many vectors,
     from a fixed beginning. Where the spectrum falls these are the directions themselves; among
-    directions of nearly equal strength others may be picked, which together hold as much.
+    directions of nearly equal strength others may be picked, which together hold nearly as much.
     """
     m, n = form.shape
     if min(m, n) <= SMALL or 4 * rank >= min(m, n):
@@ -119,13 +119,22 @@ def leading(form: Dense, rank: int) -> tuple[Factors, DoubleArray]:
     gram = whole @ whole.T if m <= 16 * width else None
     basis = np.random.default_rng(0).standard_normal((m, width))
     for _ in range(STEPS):
-        basis = np.linalg.qr(gram @ basis if gram is not None else whole @ (whole.T @ basis))[0]
+        image = gram @ basis if gram is not None else whole @ (whole.T @ basis)
+        basis = _orthonormal(image @ np.linalg.eigh(basis.T @ image)[1])
     left, values, right = np.linalg.svd(basis.T @ whole, full_matrices=False)
     keep = int((values[:rank] > LOSSLESS_TAIL * np.linalg.norm(values)).sum())
     root = np.sqrt(values[:keep])
     a, b = root[:, None] * right[:keep], (basis @ left[:, :keep]) * root
     factors = Factors(np.asarray(a, np.float32), np.asarray(b, np.float32), 1.0)
     return factors, values[:keep]
+
+
+def _orthonormal(columns: DoubleArray) -> DoubleArray:
+    """An orthonormal basis of columns that are nearly orthogonal, whatever their lengths."""
+    lengths = np.linalg.norm(columns, axis=0)
+    live = lengths > np.finfo(np.float64).eps * lengths.max(initial=0.0)
+    unit = columns[:, live] / lengths[live]
+    return np.asarray(unit @ _whiten(unit.T @ unit)[0])
 
 
 def as_factors(delta: Delta) -> Adapter:

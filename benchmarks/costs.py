@@ -5,7 +5,8 @@
     from 10 to 1,000 clients: for ten times the clients at most ten times the seconds
 
 Clients are random factors near the start that they were sent, of equal rank. Measured is the second
-round, which has a global model to go on from; what a wire, a disk and training cost is not in it.
+round, which has a global model to go on from, with merged in the pieces that travel; what a wire, a
+disk and training cost is not in it.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from benchmarks.measuring import Row, progress, report
 from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
 from server.broadcast import Asked, ask, broadcast_to
 from server.exchange import Reply
+from server.pieces import Piece, in_pieces
 from server.roster import Member
 from server.telemetry import round_record
 from strategies.registry import make_strategy
@@ -75,23 +77,34 @@ def reply(member: Member, start: Adapter | None, shapes: Shapes) -> Reply:
     return Reply(member, Adapter(modules), 10 + member.number, {"tokens": 100.0}, 1000)
 
 
+@dataclass(frozen=True)
+class Held:
+    """What the server holds between two rounds."""
+
+    model: GlobalModel
+    pieces: tuple[Piece, ...] = ()
+
+
 def play(
-    strategy: Strategy, model: GlobalModel, members: list[Member], shapes: Shapes, repeats: int
-) -> tuple[GlobalModel, list[Seconds]]:
-    """One round, computed so many times: the next model, and what each computation took."""
+    strategy: Strategy, held: Held, members: list[Member], shapes: Shapes, repeats: int
+) -> tuple[Held, list[Seconds]]:
+    """One round, computed so many times: what is held then, and what each computation took."""
+    model = held.model
     asked: list[Asked] = ask(members, strategy, model)
-    sent = broadcast_to(asked, model, "float32")
+    sent = broadcast_to(asked, model, "float32", held.pieces)
     replies = [reply(member, model.start, shapes) for member in members]
-    after, measured = model, []
+    after, measured = held, []
     for _ in range(repeats):
         began = time.perf_counter()
         changes = changes_of(replies, model.start)
         updates = weigh(replies, "examples", changes)
         tails = frozen_tails(replies, updates, model.start) if freezes_tails(asked) else []
         whole = Updates([*updates, *tails])
-        after = replace(aggregate(strategy, model, replies, whole), increment=None)
+        new = aggregate(strategy, model, replies, whole)
+        pieces, merged = in_pieces(held.pieces, model, new, "float32")
+        after = Held(replace(new, merged=merged, increment=None), pieces)
         aggregated = time.perf_counter()
-        round_record(1, model, after, asked, sent, replies, whole, changes, [], seed=1)
+        round_record(1, model, after.model, asked, sent, replies, whole, changes, [], seed=1)
         measured.append(Seconds(aggregated - began, time.perf_counter() - aggregated))
     return after, measured
 
@@ -100,9 +113,9 @@ def second_round(name: str, clients: int, rank: int, shapes: Shapes, repeats: in
     """The second round of a federation of so many clients."""
     strategy = make_strategy(name)
     members = [Member(f"client-{k:04d}", k, k, rank, 10, "base", ()) for k in range(clients)]
-    model = strategy.begin(draw(shapes, rank, 1, 1.0))
-    model, _ = play(strategy, model, members, shapes, 1)
-    _, measured = play(strategy, model, members, shapes, repeats)
+    held = Held(strategy.begin(draw(shapes, rank, 1, 1.0)))
+    held, _ = play(strategy, held, members, shapes, 1)
+    _, measured = play(strategy, held, members, shapes, repeats)
     progress(f"{name}, {clients} clients: {min(each.both for each in measured):.2f} s")
     return measured
 

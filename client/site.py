@@ -7,8 +7,8 @@ from flwr.app import Context
 from adapters.errors import UsageError
 from settings.run import LoraSettings, RunSettings, run_settings
 from settings.site import Site, parse_site
-from tasks.classification import label_names
 from tasks.encoding import Encoded
+from tasks.labels import label_names
 from tasks.partition import Part, federate, own_part
 from tasks.tuned_model import TunedModel, resident_model
 

@@ -77,7 +77,7 @@ def _weights_on_disk(path: Path) -> int:
 
 
 def _load(site: Site, settings: RunSettings) -> TunedModel:
-    from tasks.classification import label_names
+    from tasks.labels import label_names
     from tasks.tuned_model import resident_model
 
     path = site.model_path
@@ -124,6 +124,7 @@ def _data(site: Site, settings: RunSettings, tuned: TunedModel) -> Iterator[Find
         [
             f"{count:,} examples to train on, {len(part.held_out):,} {held}",
             *count_lines(counts, settings.data),
+            *(f"to test: {line}" for line in count_lines(part.test_counts, settings.data)),
         ]
     )
     if count < batch:

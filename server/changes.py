@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from adapters.adapter import Adapter, Factors, same_shapes
 from adapters.dense import BLOCK, DoubleArray, side_by_side
+from strategies.noise import ROUNDING
 
-ROUNDING = 1e-6
-"""A change below this share of the adapter is the rounding of float32: none."""
 COMPARED = 48
 """Clients that are compared with each other, 1,128 pairs; of more, so many by chance."""
 

@@ -31,7 +31,7 @@ def with_labels(settings: RunSettings) -> RunSettings:
     """
     if settings.task != "classification" or settings.data.labels or not settings.evaluate.server:
         return settings
-    from tasks.classification import label_names
+    from tasks.labels import label_names
 
     labels = label_names(settings.data, settings.task, seed=settings.seed)
     return replace(settings, data=replace(settings.data, labels=as_list(labels)))
@@ -68,7 +68,7 @@ def evaluate_trained(
 def _evaluate_here(
     settings: RunSettings, merged: Delta | None, start: Adapter | None, head: Head | None
 ) -> Any:
-    from tasks.classification import label_names
+    from tasks.labels import label_names
     from tasks.partition import global_held_out
     from tasks.tuned_model import resident_model
 

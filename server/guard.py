@@ -15,9 +15,10 @@ import numpy.typing as npt
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import inner, module_norms, norm, pad, rescale, total_norm, truncate
 from server.broadcast import Asked
-from server.changes import ROUNDING, Changes
+from server.changes import Changes
 from server.exchange import Admitted, Rejection
 from settings.federation import ClientsSettings
+from strategies.noise import ROUNDING
 
 SMALLEST_COHORT = 3
 """Of two replies nobody can say which is out of line."""

@@ -5,8 +5,8 @@
 A piece is a term of what one round added (adapters/terms.py), or now and then all of merged,
 written anew in its cheapest form. A start that is a term of merged (one that was taken out of the
 rest, or that steps are steps of) is such a piece, too, and travels once. Which pieces there are
-depends on ranks alone and not on who holds what, so that a site which lost everything and gets all
-pieces has bit for bit what the others have.
+depends on the model alone and not on who holds what, so that a site which lost everything and gets
+all pieces has bit for bit what the others have.
 """
 
 import hashlib

@@ -25,8 +25,6 @@ class Member:
     """(module, m, n) for each module that it adapts."""
     head_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """(name, shape) of what it trains beside them."""
-    keeps: bool = False
-    """Whether it keeps on its disk what it received of merged."""
     holds: frozenset[str] = frozenset()
     """The pieces of merged that it has, by version."""
     data: str = ""
@@ -176,7 +174,6 @@ def _member(answer: Message) -> Member:
         head_shapes=tuple(
             sorted((str(name), tuple(map(int, shape.split("x")))) for name, shape in heads)
         ),
-        keeps="holds" in site,
         holds=holdings(site),
         data=_hash_of_data(site.get("data", "")),
     )

@@ -177,7 +177,7 @@ class RunFolder:
             ) from error
 
     def write(self, name: str, data: bytes) -> None:
-        """A file in the folder, whole or not at all; BouquetError where the disk takes it not."""
+        """A file in the folder, whole or not at all; BouquetError if the disk does not take it."""
         scratch = self.path / f".writing-{name}"
         try:
             write_durably(scratch, data)

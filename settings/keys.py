@@ -89,7 +89,7 @@ def parse(section: type[Section], values: Mapping[str, Value], prefix: str = "")
 def unknown_key(name: str, known: Sequence[str]) -> str:
     """The message for a key that does not exist."""
     near = nearest_key(name, known)
-    words = "what says that here is" if "=" in near else "the nearest known key is"
+    words = "here this is" if "=" in near else "the nearest known key is"
     hint = f"; {words} {near}" if near else ""
     return f"unknown configuration key {name!r}{hint}. `bouquet options` lists all keys."
 

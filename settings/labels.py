@@ -11,12 +11,14 @@ MOST_DIGITS = 40
 def canonical_label(text: str) -> str:
     """The one way of writing a label: without space around it, a number by its value.
 
-    A number is what JSON calls one; 007, +1 and .5 are text.
+    A number is what JSON calls one; 007, +1 and .5 are text. True is true.
 
-    >>> [canonical_label(text) for text in ("0.00", "-0", "1e0", " 12.50 ", "007", " pos ")]
-    ['0', '0', '1', '12.5', '007', 'pos']
+    >>> [canonical_label(text) for text in ("0.00", "-0", "1e0", " 12.50 ", "007", "True")]
+    ['0', '0', '1', '12.5', '007', 'true']
     """
     text = text.strip()
+    if text.lower() in ("true", "false"):  # as JSON and as Python write them
+        return text.lower()
     if not JSON_NUMBER.fullmatch(text):
         return text
     try:

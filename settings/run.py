@@ -321,7 +321,9 @@ def default_values() -> dict[str, Value]:
 
 
 def run_settings(*layers: Mapping[str, Value]) -> RunSettings:
-    """The defaults with each layer over the one before it, checked, and every `auto` decided.
+    """The defaults with each layer over the one before it, checked.
+
+    Decided are the `auto` of data (but not the shares to hold out) and the learning rate.
 
     Paths are absolute then: the run resumes and its adapter loads from any folder.
     """

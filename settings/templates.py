@@ -38,6 +38,8 @@ class Preset:
     fields: tuple[str, ...]
     response: str
     """Name of the field that holds the response in files of this format."""
+    optional: tuple[str, ...] = ()
+    """Fields that a file of this format may lack: they are then empty."""
 
 
 def _alpaca(fields: Mapping[str, str]) -> str:
@@ -52,7 +54,7 @@ def _alpaca(fields: Mapping[str, str]) -> str:
     )
 
 
-PRESETS = {"alpaca": Preset(_alpaca, ("instruction", "input"), response="output")}
+PRESETS = {"alpaca": Preset(_alpaca, ("instruction", "input"), "output", ("input",))}
 """The instruction format of Alpaca (Taori et al., 2023)."""
 
 
@@ -74,6 +76,15 @@ def template_fields(template: str) -> tuple[str, ...]:
             "such as {prompt}"
         )
     return tuple(dict.fromkeys(names))
+
+
+def optional_fields(template: str) -> frozenset[str]:
+    """Fields of a preset that a file may lack.
+
+    >>> sorted(optional_fields("alpaca")), sorted(optional_fields("{input}"))
+    (['input'], [])
+    """
+    return frozenset(PRESETS[template].optional) if template in PRESETS else frozenset()
 
 
 def template_parts(template: str) -> list[Part]:

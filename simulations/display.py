@@ -102,9 +102,11 @@ def _paths(paths: Sequence[str]) -> str:
 
 def _held_out(plan: Plan) -> str:
     count = f"{plan.held_out_examples:,}"
-    return (
+    words = (
         f"{count} in {_paths(plan.test_files)} to test" if plan.test_files else f"{count} held out"
     )
+    clients = plan.held_out_by_clients
+    return words + (f", {clients:,} by the clients" if clients else "")
 
 
 def _classes(classes: Mapping[str, int]) -> str:

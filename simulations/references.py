@@ -21,9 +21,9 @@ from server.start_adapter import read_start_adapter
 from settings.run import RunSettings
 from settings.site import client_name
 from simulations.results import CENTRAL, LOCAL, REFERENCE_KEY
-from tasks.classification import label_names
 from tasks.encoding import Encoded
 from tasks.examples import Examples
+from tasks.labels import label_names
 from tasks.partition import Federation, federate, global_held_out
 from tasks.tuned_model import TunedModel, resident_model
 

@@ -43,6 +43,8 @@ class Plan:
     """Optimizer steps that the largest client takes a round."""
     epoch_steps: int
     """Steps that its epochs would take without local.max-steps."""
+    held_out_by_clients: int
+    """Examples that the clients hold out of their parts."""
     counts: Mapping[str, int]
     """Rows and training examples by what became of them: tasks/reasons.py has the reasons."""
     held_out_counts: Mapping[str, int] = field(default_factory=dict)
@@ -78,12 +80,9 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
         from tasks.model_files import find_model
 
         find_model(settings.model.path)  # a mistyped name is known before torch is imported
-    on_phase("importing torch, transformers and peft")
-    from client.training import plan_steps
     from simulations.data_record import data_record, refuse_changed_data
-    from tasks.classification import label_names
+    from tasks.labels import label_names
     from tasks.partition import federate_anew, global_held_out
-    from tasks.tuned_model import resident_model
 
     data, clients, seed, task = (
         settings.data,
@@ -101,6 +100,15 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     if resumes:
         kept = RunFolder(Path(settings.output)).data()
         refuse_changed_data(kept or {}, record, settings.output)
+    test = (
+        global_held_out(data, clients, seed, settings.evaluate.max_examples, task)
+        if settings.evaluate.server
+        else None
+    )
+    on_phase("importing torch, transformers and peft")  # what is wrong above is known without them
+    from client.training import plan_steps
+    from tasks.tuned_model import resident_model
+
     on_phase("loading the base model")
     tuned = resident_model(settings.model, settings.lora, labels=labels)
     for rank in ranks.values():
@@ -109,10 +117,9 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     if settings.start.adapter:
         notes.append(_start_adapter(settings, tuned, labels))
     on_phase("tokenizing")
-    held_out: Mapping[str, int] = {}
-    if settings.evaluate.server:
-        limit = settings.evaluate.max_examples
-        held_out = tuned.encode(global_held_out(data, clients, seed, limit, task), data).counts
+    held_out = Counter(federation.test_counts)
+    if test is not None:
+        held_out += tuned.encode(test, data).counts
     counts = Counter(federation.counts)
     sizes = []
     for number, part in enumerate(federation.parts):
@@ -136,6 +143,7 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
         held_out_examples=len(federation.held_out),
         steps=plan_steps(max(sizes), settings.local),
         epoch_steps=plan_steps(max(sizes), replace(settings.local, max_steps=0)),
+        held_out_by_clients=sum(len(part.held_out) for part in federation.parts),
         counts=counts,
         held_out_counts=held_out,
         classes=_classes(labels, [example.response for example in train]),

@@ -136,8 +136,8 @@ def job_of(settings: RunSettings) -> list[str]:
 def python_lines(settings: RunSettings, folder: Path) -> list[str]:
     """Python that loads the run's global model, as the run itself had it."""
     from tasks.base_model import embedded_model_path
-    from tasks.classification import label_names
     from tasks.examples import CLASSIFICATION
+    from tasks.labels import label_names
 
     own = settings.model.path != EMBEDDED
     base = json.dumps(shown_path(settings.model.path if own else embedded_model_path()))

@@ -7,14 +7,10 @@ prompt, completion (or data.prompt, data.response), each a list of messages    T
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from adapters.errors import UsageError, listing, quoted
 from settings.run import DataSettings
-from settings.templates import template_fields as template_fields
-
-Cell: TypeAlias = "str | list[Cell] | dict[str, Cell] | None"
-"""What a file holds in one place: the literal text of a scalar, nothing, or what JSON nests."""
+from tasks.files import Cell
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 ROLES = {

@@ -15,12 +15,15 @@ import numpy as np
 from adapters.errors import UsageError, listing
 from settings.labels import canonical_label
 from settings.run import EMBEDDED, DataSettings
-from tasks.conversations import Turn, find_conversation, read_turns, template_fields
+from settings.templates import optional_fields, template_fields
+from tasks.conversations import COLUMNS, Turn, find_conversation, read_turns
 from tasks.files import Cell, Table, data_files, open_table
-from tasks.reasons import Counts
+from tasks.reasons import EMPTY, NULL, NULL_PROMPT, Counts
 from tasks.standard_library import read_docstrings
 
 CLASSIFICATION = "classification"
+BESIDE_TURNS = ("system", "tools", "functions")
+"""Columns that some files have beside their conversations, and that no turn holds."""
 DIGITS = 32
 """Of a fingerprint, in hexadecimal."""
 
@@ -90,6 +93,8 @@ class Columns:
     label: str = ""
     turns: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    """Fields of the template that may be empty, and that the file does not have."""
     group: str = ""
     found: str = ""
     """How these are to be called in the run's header; empty where the keys name them."""
@@ -201,7 +206,7 @@ def _read_files(states: States, data: DataSettings, task: str, limit: int, seed:
     for path, *_ in states:
         table = open_table(Path(path))
         columns = find_columns(table, data, task)
-        digest, lost = hashlib.sha256(), Counter[str]()
+        digest, lost, odd = hashlib.sha256(), Counter[str](), Counter[str]()
         rows = 0
         for number, values in table.rows(columns.wanted):
             rows += 1
@@ -215,14 +220,20 @@ def _read_files(states: States, data: DataSettings, task: str, limit: int, seed:
                 lost[reason] += 1
                 continue
             drawing.offer(example)
+            odd[reason] += bool(reason)
             if columns.label:
                 labels[example.response] += 1
                 first.setdefault(example.response, where)
         if sum(lost.values()) == rows:
             raise UsageError(_nothing_in(path, rows, lost, columns))
+        if odd[NULL_PROMPT] == rows - sum(lost.values()):
+            raise UsageError(
+                f"all prompts of {path} are null (field {columns.prompt}): fill them, name another "
+                "field with data.prompt, or running text with data.text"
+            )
         sources.append(Source(path, rows, digest.hexdigest()))
         found.append(columns.found)
-        counts += lost
+        counts += lost + odd
     named = tuple(dict.fromkeys(words for words in found if words))
     return Reading(drawing.examples(), tuple(sources), counts, named, labels, first, states)
 
@@ -248,8 +259,10 @@ def find_columns(table: Table, data: DataSettings, task: str) -> Columns:
     named = template_fields(data.template)
     fields = tuple(name for name in named if name != "prompt")
     prompt = data.prompt if "prompt" in named else ""
-    plain = Columns(prompt=prompt, response=data.response, fields=fields, group=group)
     there = set(table.columns)
+    absent = tuple(name for name in fields if name in optional_fields(data.template) - there)
+    fields = tuple(name for name in fields if name not in absent)
+    plain = Columns(prompt, data.response, fields=fields, absent=absent, group=group)
     if there.issuperset([prompt, data.response] if prompt else [data.response]):
         turns = find_conversation(table.peek([n for n in (prompt, data.response) if n]), data)
     else:
@@ -257,8 +270,17 @@ def find_columns(table: Table, data: DataSettings, task: str) -> Columns:
         turns = find_conversation(
             table.peek([name for name in dict.fromkeys(candidates) if name in there]), data
         )
+    odd = [name for name in COLUMNS if name in there and not turns]
+    if odd and not there & {data.prompt, data.response, *fields}:
+        raise UsageError(
+            f"{table.file}: field {odd[0]!r} holds no list of messages in its first rows, such as "
+            '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]: mend '
+            "it, or map other fields with data.prompt and data.response"
+        )
     if turns:
         found = f"conversations in {'field' if len(turns) == 1 else 'fields'} {listing(turns)}"
+        if beside := [name for name in BESIDE_TURNS if name in there]:
+            found += f"; not used: {listing(beside)}"
         return _checked(Columns(turns=turns, group=group, found=found), table, data, task)
     if data.response == "response" and "response" not in there and {prompt, "completion"} <= there:
         plain = replace(plain, response="completion", found="responses in field completion")
@@ -275,6 +297,8 @@ def _checked(columns: Columns, table: Table, data: DataSettings, task: str) -> C
     try:
         table.check(columns.wanted)
     except UsageError as error:
+        if odd := [name for name in columns.fields if name not in table.columns]:
+            raise UsageError(f"{error}. data.template names {{{odd[0]}}}") from None
         mapping = {
             "causal": "data.prompt and data.response, or data.text for running text",
             CLASSIFICATION: "data.text and data.label",
@@ -286,25 +310,27 @@ def _checked(columns: Columns, table: Table, data: DataSettings, task: str) -> C
 def _example(
     values: Mapping[str, Cell], columns: Columns, file: str, where: str, by_file: bool
 ) -> tuple[Example | None, str]:
-    """The example of a row; or None, and why there is nothing to learn in it."""
+    """The example of a row and what is odd about it; or None, and why there is nothing to learn."""
     group = file if by_file else ""
     if columns.group:
         group = canonical_label(_plain(values, columns.group, where) or "")
     if columns.turns:
         if any(values[name] is None for name in columns.turns):
-            return None, "null"
+            return None, NULL
         turns = read_turns(values, columns.turns, where)
-        return (Example("", "", group, turns, file=file), "") if turns else (None, "empty")
+        return (Example("", "", group, turns, file=file), "") if turns else (None, EMPTY)
     prompt = _plain(values, columns.prompt, where) if columns.prompt else ""
     if columns.label:
         if prompt is None or not prompt.strip():
-            return None, "null" if prompt is None else "empty"
+            return None, NULL if prompt is None else EMPTY
         return Example(prompt, _label(values, columns, where), group, file=file), ""
     response = _plain(values, columns.response, where)
     if not response:
-        return None, "null" if response is None else "empty"
-    fields = tuple((name, _plain(values, name, where) or "") for name in columns.fields)
-    return Example(prompt or "", response, group, (), fields, file), ""
+        return None, NULL if response is None else EMPTY
+    fields = [(name, _plain(values, name, where) or "") for name in columns.fields]
+    fields += [(name, "") for name in columns.absent]
+    reason = NULL_PROMPT if prompt is None else ""
+    return Example(prompt or "", response, group, (), tuple(fields), file), reason
 
 
 def _label(values: Mapping[str, Cell], columns: Columns, where: str) -> str:
@@ -333,7 +359,7 @@ def _nothing_in(path: str, rows: int, lost: Counts, columns: Columns) -> str:
     """Why nothing of a file is left, in its own words."""
     what = "texts" if columns.label else "conversations" if columns.turns else "responses"
     names = listing(columns.turns or [columns.prompt if columns.label else columns.response])
-    empty, null = lost.get("empty", 0), lost.get("null", 0)
+    empty, null = lost.get(EMPTY, 0), lost.get(NULL, 0)
     if not null:
         reason = f"all {rows:,} {what} of {path} are empty"
     elif not empty:

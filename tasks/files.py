@@ -7,22 +7,24 @@ others hold is of no concern. Files are streamed: memory holds one row (of .parq
 
 import codecs
 import csv
-import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from adapters.errors import UsageError, listing
+from adapters.errors import UsageError, listing, nearest
 from settings.paths import absolute_path, named_paths
 
-Cell = str | None | list[Any] | dict[str, Any]
+Cell: TypeAlias = "str | list[Cell] | dict[str, Cell] | None"
 """The text of a scalar, None for null, or what is nested, with such texts as its leaves."""
 CHUNK = 1 << 20
 """Characters of a .json file read at a time, and the start of what doubles for longer objects."""
+FIRST_ROWS = 100
+"""Rows that are looked at to find out which columns a file has, and what they hold."""
 BATCH = 512
 """Rows of a .parquet file in memory at a time."""
 ENCODINGS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
@@ -37,7 +39,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A file that is open to be read, and the columns of its first row."""
+    """A file that is open to be read, and the columns of its first rows."""
 
     file: Path
     columns: tuple[str, ...]
@@ -59,7 +61,7 @@ class Table:
 
     def nearest(self, name: str) -> str:
         """The column with the name most like this one, in brackets; empty where none is like it."""
-        near = difflib.get_close_matches(name, self.columns, n=1)
+        near = nearest(name, self.columns)
         return f" (nearest: {near[0]})" if near else ""
 
     def rows(self, wanted: Sequence[str]) -> Iterator[Row]:
@@ -70,17 +72,27 @@ class Table:
         """
         self.check(wanted)
         for number, values in READERS[self.file.suffix.lower()](self.file, wanted):
-            cells = {}
+            cells: dict[str, Cell] = {}
             for name in wanted:
                 value = values.get(name)
                 if value is not None and type(value) is not str:
-                    value = self._cell(value, name, number)
+                    try:
+                        value = self._cell(value, name, number)
+                    except RecursionError:
+                        raise UsageError(
+                            f"{self.where(number)}: field {name!r} is nested too deeply to be read"
+                        ) from None
                 cells[name] = value
             yield Row(number, cells)
 
     def peek(self, wanted: Sequence[str]) -> Mapping[str, Cell]:
-        """The first row."""
-        return next(self.rows(wanted)).values
+        """Of each of these columns its first value that is not null, in the first rows."""
+        found: dict[str, Cell] = dict.fromkeys(wanted)
+        for _, values in islice(self.rows(wanted), FIRST_ROWS):
+            found |= {name: values[name] for name in wanted if found[name] is None}
+            if None not in found.values():
+                break
+        return found
 
     def _cell(self, value: Any, name: str, number: int) -> Cell:
         if value is True or value is False:
@@ -153,7 +165,7 @@ def _data_in(folder: Path) -> list[Path]:
 
 
 def open_table(file: Path) -> Table:
-    """Look at the first row. UsageError where the file cannot be read or holds none."""
+    """Look at the first rows. UsageError where the file cannot be read or holds none."""
     suffix = file.suffix.lower()
     try:
         size = file.stat().st_size
@@ -171,10 +183,11 @@ def open_table(file: Path) -> Table:
         raise UsageError(f"{file} is written in {encoding}: save it as UTF-8")
     if suffix == ".csv":
         return Table(file, _csv_columns(file), "line")
-    first = next(READERS[suffix](file, ()), None)
-    if first is None:
+    first = list(islice(READERS[suffix](file, ()), FIRST_ROWS))
+    if not first:
         raise UsageError(f"{file} holds no row: leave it out, or fill it")
-    return Table(file, tuple(first[1]), "line" if _in_lines(file) else "row")
+    names = dict.fromkeys(name for _, row in first for name in row)
+    return Table(file, tuple(names), "line" if _in_lines(file) else "row")
 
 
 def _text(line: bytes, file: Path, number: int) -> str:
@@ -422,7 +435,13 @@ def _read_parquet(file: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict
                 raise UsageError(f"{file} has {names.count(name)} columns {name!r}: rename one")
         try:
             for batch in opened.iter_batches(BATCH, columns=list(wanted), use_threads=False):
-                columns = {name: _arrow_values(batch.column(name)) for name in wanted}
+                try:
+                    columns = {name: _arrow_values(batch.column(name)) for name in wanted}
+                except UnicodeDecodeError as error:
+                    raise UsageError(
+                        f"{file}, rows {number + 1} to {number + batch.num_rows}: a text that is "
+                        f"not UTF-8 ({error.reason}) in one of the fields {listing(wanted)}"
+                    ) from None
                 for index in range(batch.num_rows):
                     number += 1
                     yield number, {name: values[index] for name, values in columns.items()}

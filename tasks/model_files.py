@@ -4,7 +4,6 @@ A name that is no folder is a hub id only if it can be one; then the hub is aske
 mistyped folder is known at once, and so are folders that hold something else than a base model.
 """
 
-import difflib
 import json
 import re
 from contextlib import suppress
@@ -16,7 +15,7 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 
-from adapters.errors import UsageError, listing
+from adapters.errors import UsageError, listing, nearest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 HUB_SECONDS = 5.0
@@ -119,7 +118,7 @@ def _nearest(folder: Path) -> str:
     """The folder beside it whose name is most like this one's, as a hint."""
     with suppress(OSError):
         names = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
-        for near in difflib.get_close_matches(folder.name, names, n=1, cutoff=0.5):
+        for near in nearest(folder.name, names, cutoff=0.5):
             return f"; the nearest is {folder.parent / near}"
     return ""
 

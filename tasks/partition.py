@@ -22,7 +22,7 @@ from tasks.examples import (
     fingerprint_of,
     read_data,
 )
-from tasks.reasons import Counts
+from tasks.reasons import EMPTY, IDENTICAL, NULL, TEST_SEEN, Counts
 
 DRAWS = 1000
 
@@ -37,6 +37,8 @@ class Part:
     """Hash of what was read for it."""
     counts: Counts = field(default_factory=dict)
     """Rows by what became of them; of a simulated client they are the federation's."""
+    test_counts: Counts = field(default_factory=dict)
+    """The same of the rows of a test set of its own."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Federation:
     tests: tuple[Source, ...] = ()
     """What data.evaluation names."""
     counts: Counts = field(default_factory=dict)
-    """Rows by what became of them: null, empty, identical, test-seen."""
+    """Rows by what became of them: null, empty, identical."""
+    test_counts: Counts = field(default_factory=dict)
+    """The same of the test set's rows, and test-seen."""
     found: tuple[str, ...] = ()
     """In which fields the examples were found, where no key names them."""
     unused: int = 0
@@ -91,13 +95,14 @@ def federate(data: DataSettings, clients: int, seed: int, task: str = "causal") 
         dealt[client].append(example)
     unused = 0
     counts = Counter(reading.counts) + _copies(reading.examples)
+    test_counts: Counts = {}
     tests: tuple[Source, ...] = ()
     states = reading.states
     if data.evaluation:
         test = read_test_set(data, data.evaluation, task)
         unused, held_out, tests = len(held_out), Examples(test.examples), test.sources
         states += test.states
-        counts += _seen(held_out, reading.examples)
+        test_counts = _of_tests(test, reading)
     read = fingerprint_of([*reading.sources, *tests])
     share = data.client_held_out_share()
     parts = [Part(*hold_out(part, share, seed), read, counts) for part in dealt]
@@ -110,7 +115,15 @@ def federate(data: DataSettings, clients: int, seed: int, task: str = "causal") 
             "data.partition=iid."
         )
     return Federation(
-        parts, held_out, reading.sources, tests, counts, reading.found, unused, states
+        parts,
+        held_out,
+        reading.sources,
+        tests,
+        counts,
+        test_counts,
+        reading.found,
+        unused,
+        states,
     )
 
 
@@ -122,13 +135,14 @@ def read_test_set(
 
 
 def _copies(examples: Sequence[Example]) -> Counter[str]:
-    return Counter(identical=len(examples) - len({example.content for example in examples}))
+    return Counter({IDENTICAL: len(examples) - len({example.content for example in examples})})
 
 
-def _seen(test: Sequence[Example], train: Sequence[Example]) -> Counter[str]:
-    """Test examples of which a copy is among those that are trained on."""
-    known = {example.content for example in train}
-    return Counter({"test-seen": sum(example.content in known for example in test)})
+def _of_tests(test: Reading, train: Reading) -> Counter[str]:
+    """What became of a test set's rows, and how many of them have a copy in the training data."""
+    known = {example.content for example in train.examples}
+    seen = Counter({TEST_SEEN: sum(example.content in known for example in test.examples)})
+    return Counter(test.counts) + _copies(test.examples) + seen
 
 
 @lru_cache(maxsize=2)
@@ -138,11 +152,29 @@ def global_held_out(
     """At most `limit` (0: all) of the examples that no client trains on, or of data.evaluation."""
     held_out = federate(data, clients, seed, task).held_out
     if not held_out:
+        why = _why_none(federate(data, clients, seed, task), data)
         raise UsageError(
-            "no example is held out for the global model: raise data.held-out, name a test set "
-            "with data.evaluation, or set evaluate.server=false"
+            f"no example is held out for the global model: {why}, name a test set with "
+            "data.evaluation, or set evaluate.server=false"
         )
     return Examples(choose(held_out, limit, seed))
+
+
+def _why_none(federation: Federation, data: DataSettings) -> str:
+    """Why nothing is held out, and what would help."""
+    examples = [e for part in federation.parts for e in (*part.train, *part.held_out)]
+    if data.held_out_share() == 0.0:
+        return "data.held-out is 0. Raise it"
+    if len(examples) == 1:
+        return "there is only one example. Bring more data"
+    if len({example.content for example in examples}) == 1:
+        lost = "".join(
+            f", {federation.counts[reason]:,} more are {reason}"
+            for reason in (NULL, EMPTY)
+            if federation.counts.get(reason)
+        )
+        return f"all {len(examples):,} examples are the same one{lost}. Bring more data"
+    return "each file or group has a single one, which stays with its client. Bring more data"
 
 
 @lru_cache(maxsize=2)
@@ -163,13 +195,14 @@ def own_part(
     share = data.client_held_out_share(own_evaluation=bool(evaluation))
     train, held_out = hold_out(reading.examples, share, seed)
     counts = Counter(reading.counts) + _copies(reading.examples)
+    test_counts: Counts = {}
     sources = [*reading.sources]
     if evaluation:
         test = read_test_set(plain, evaluation, task, key="evaluation-path")
         held_out = Examples(test.examples)
         sources += test.sources
-        counts += _seen(held_out, reading.examples)
-    return Part(train, held_out, fingerprint_of(sources), counts)
+        test_counts = _of_tests(test, reading)
+    return Part(train, held_out, fingerprint_of(sources), counts, test_counts)
 
 
 def _hold_out_globally(

@@ -14,6 +14,7 @@ Counts = Mapping[str, int]
 """Reason -> how many examples."""
 NULL = "null"
 IDENTICAL = "identical"
+NULL_PROMPT = "null-prompt"
 TEST_SEEN = "test-seen"
 CUT = "cut"
 SHORTENED = "shortened-prompt"
@@ -39,6 +40,7 @@ SENTENCES = {
     SPECIAL: "special tokens of the tokenizer in what the data say, read as plain text",
     AS_TOKENS: "special tokens of the tokenizer in running text, which train as such",
     REWRITTEN: "the chat template changes or leaves out what a turn says",
+    NULL_PROMPT: "the prompt is null or not there, and trains as an empty one",
     IDENTICAL: "the same as an earlier one",
     TEST_SEEN: "in the test set and in the training data",
     ENDLESS: "no special token ends the text or turn, so the model does not learn to stop",

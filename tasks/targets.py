@@ -5,7 +5,6 @@ The experts of a mixture are one parameter (experts, m, n) of which each expert'
 each slice, so that everything else treats them like any other.
 """
 
-import difflib
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import peft
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adapters.errors import UsageError, listing
+from adapters.errors import UsageError, listing, nearest
 
 ALL_LINEAR = "all-linear"
 
@@ -52,7 +51,7 @@ def _matching(target: str, names: Sequence[str], key: str, what: str) -> set[str
     matches = {name for name in names if name == target or name.endswith(f".{target}")}
     if not matches or not target:
         kinds = sorted({name.rpartition(".")[2] for name in names})
-        near = difflib.get_close_matches(target, kinds, n=3, cutoff=0.3) or kinds
+        near = nearest(target, kinds, limit=3, cutoff=0.3) or kinds
         raise UsageError(
             f"{key}: {target!r} matches no {what} of this model; the nearest are {listing(near)}."
             + (f" All of them: {ALL_LINEAR}." if key == "lora.target-modules" else "")

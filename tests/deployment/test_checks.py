@@ -57,8 +57,9 @@ def test_a_test_set_of_the_sites_own_is_checked_with_its_data(
     data.write_text(data.read_text() + '\n{"prompt": "p", "response": null}')
     found = looked_at(site_of(data, llama_folder, evaluation_path=str(test)), llama_folder)
     assert found["data"].sentence == (
-        "40 examples to train on, 2 to test; 1 row with null for a response left out; 2 test "
-        "examples also in the training data"
+        "40 examples to train on, 2 to test; 1 example: left out, the response or text is null; "
+        "to test: 1 example: the same as an earlier one; "
+        "to test: 2 examples: in the test set and in the training data"
     )
     found = looked_at(site_of(data, llama_folder, evaluation_path="gone"), llama_folder)
     assert found["data"].verdict is Verdict.MEND

@@ -83,7 +83,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(typed: str, near: st
 )
 def test_a_switch_of_another_program_is_named_as_a_value(typed: str, meant: str) -> None:
     message = refusal(typed, True)
-    assert f"unknown configuration key {typed!r}; what says that here is {meant}." in message
+    assert f"unknown configuration key {typed!r}; here this is {meant}." in message
     run_settings(dict([read_assignment(meant)]))
 
 

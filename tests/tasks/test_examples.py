@@ -361,3 +361,48 @@ def test_chosen_examples_keep_their_order_and_follow_the_seed() -> None:
 @pytest.mark.parametrize("limit", [0, 3, 4])
 def test_a_limit_of_zero_or_beyond_the_examples_takes_all(limit: int) -> None:
     assert choose(EXAMPLES, limit, seed=0) == EXAMPLES
+
+
+def test_a_conversation_is_found_where_its_first_row_is_null(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": None}, {"messages": talk}])
+    reading = read_data(data_at(tmp_path / "rows.jsonl"))
+    assert [len(example.turns) for example in reading.examples] == [2]
+    assert reading.counts == {"null": 1}
+    assert reading.found == ("conversations in field messages",)
+
+
+def test_messages_that_are_text_are_refused_as_such(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": "Hi"}])
+    with pytest.raises(UsageError, match="field 'messages' holds no list of messages in its first"):
+        read_examples(data_at(tmp_path / "rows.jsonl"))
+
+
+def test_prompts_that_are_null_or_misspelt_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "response": "r"}, {"promt": "q", "response": "s"}]
+    write_jsonl(tmp_path / "some.jsonl", [*rows, {"prompt": None, "response": "t"}])
+    reading = read_data(data_at(tmp_path / "some.jsonl"))
+    assert reading.counts == {"null-prompt": 2}
+    assert [example.prompt for example in reading.examples] == ["p", "", ""]
+    write_jsonl(tmp_path / "all.jsonl", [{"prompt": None, "response": "r"}] * 3)
+    with pytest.raises(UsageError, match=r"all prompts of .*all\.jsonl are null \(field prompt\)"):
+        read_data(data_at(tmp_path / "all.jsonl"))
+
+
+def test_a_preset_reads_files_without_its_optional_field(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"instruction": "Add.", "output": "2"}])
+    (example,) = read_data(data_at(tmp_path / "rows.jsonl", template="alpaca")).examples
+    assert example.fields == (("instruction", "Add."), ("input", ""))
+
+
+def test_a_field_that_the_template_names_wrongly_is_the_templates_fault(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"question": "a", "response": "b"}])
+    with pytest.raises(UsageError, match=r"\(nearest: question\).* data.template names {questoin}"):
+        read_data(data_at(tmp_path / "rows.jsonl", template="{questoin}\n"))
+
+
+def test_columns_beside_a_conversation_that_are_not_used_are_named(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    write_jsonl(tmp_path / "rows.jsonl", [{"system": "Be brief.", "conversations": talk}])
+    (words,) = read_data(data_at(tmp_path / "rows.jsonl")).found
+    assert words == "conversations in field conversations; not used: system"

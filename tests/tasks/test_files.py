@@ -275,3 +275,18 @@ def test_a_list_with_a_mistake_is_refused(text: str, words: str, tmp_path: Path)
     written(tmp_path / "a.jsonl", "x")
     with pytest.raises(UsageError, match=words):
         data_files("data.path", text.format(tmp_path))
+
+
+def test_what_is_nested_too_deeply_is_named_with_its_row_and_field(tmp_path: Path) -> None:
+    file = tmp_path / "deep.jsonl"
+    file.write_text('{"messages": ' + "[" * 900 + "]" * 900 + "}\n")
+    with pytest.raises(UsageError, match=r"deep\.jsonl.*(line 1).*nested too deeply to be read"):
+        list(open_table(file).rows(["messages"]))
+
+
+def test_a_column_that_the_first_row_lacks_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "c", "input": "d"}\n')
+    table = open_table(file)
+    assert table.columns == ("prompt", "response", "input")
+    assert table.peek(["input", "response"]) == {"input": "d", "response": "b"}

@@ -293,7 +293,7 @@ def test_a_test_set_of_its_own_leaves_the_training_file_whole(tmp_path: Path) ->
     assert sum(len(part.train) for part in federation.parts) == 40
     assert not any(part.held_out for part in federation.parts)
     assert [e.prompt for e in federation.held_out] == ["p38", "p39", "p40", "p41", "q"]
-    assert federation.counts == {"test-seen": 2}
+    assert (federation.counts, federation.test_counts) == ({}, {"test-seen": 2})
     assert global_held_out(settings(path=path, evaluation=test), 4, 0, 0) == federation.held_out
     asked = settings(path=path, evaluation=test, held_out=0.1, client_held_out=0.2)
     federation = federate(asked, 4, 0)
@@ -316,7 +316,7 @@ def test_a_sites_test_set_is_what_it_evaluates_on(tmp_path: Path) -> None:
     path = write(tmp_path / "site.jsonl", numbered(50))
     test = write(tmp_path / "test.jsonl", numbered(53)[49:])
     part = own_part(settings(), path, 0, evaluation=test)
-    assert (len(part.train), len(part.held_out), part.counts) == (50, 4, {"test-seen": 1})
+    assert (len(part.train), len(part.held_out), part.test_counts) == (50, 4, {"test-seen": 1})
     plain = own_part(settings(), path, 0)
     assert (len(plain.train), len(plain.held_out)) == (45, 5)
     assert len({part.fingerprint, plain.fingerprint}) == 2
@@ -335,7 +335,7 @@ def test_the_global_held_out_part_is_cut_to_its_limit(tmp_path: Path) -> None:
 
 def test_one_example_leaves_nothing_to_evaluate_on(tmp_path: Path) -> None:
     data = settings(path=write(tmp_path / "one.jsonl", numbered(1)))
-    with pytest.raises(UsageError, match=r"no example is held out for the global model: raise da"):
+    with pytest.raises(UsageError, match="for the global model: there is only one example"):
         global_held_out(data, 1, 0, limit=0)
 
 
@@ -350,3 +350,28 @@ def test_a_sites_own_file_needs_no_field_to_deal_by(tmp_path: Path) -> None:
     (tmp_path / "site.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     part = own_part(settings("natural", field="package"), str(tmp_path / "site.jsonl"), seed=0)
     assert part.train == [Example("a", "b", "")]
+
+
+def test_what_became_of_a_test_sets_rows_is_counted(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    rows = [{"prompt": f"p{k}", "response": f"r{k}"} for k in range(6)]
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    odd = [{"prompt": "a", "response": None}, {"prompt": "b", "response": ""}, rows[0], rows[0]]
+    test.write_text("".join(json.dumps(row) + "\n" for row in odd))
+    values = {"data.path": str(train), "data.evaluation": str(test)}
+    found = federate(run_settings(values).data, 2, 0)
+    assert found.test_counts == {"null": 1, "empty": 1, "identical": 1, "test-seen": 2}
+    part = own_part(run_settings().data, str(train), 0, evaluation=str(test))
+    assert part.test_counts == found.test_counts
+
+
+def test_why_nothing_can_be_held_out_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "same.jsonl"
+    file.write_text(
+        '{"prompt": "p", "response": "r"}\n' * 4 + '{"prompt": "p", "response": null}\n'
+    )
+    data = run_settings({"data.path": str(file)}).data
+    with pytest.raises(UsageError, match="all 4 examples are the same one, 1 more are null"):
+        global_held_out(data, 2, 0, 0)
+    with pytest.raises(UsageError, match=r"data\.held-out is 0"):
+        global_held_out(run_settings({"data.path": str(file), "data.held-out": "0"}).data, 2, 0, 0)
