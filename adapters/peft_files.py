@@ -65,9 +65,10 @@ def write_peft(
     """Write `delta` so that `PeftModel.from_pretrained(base, folder)` adds exactly this.
 
     base_model: what the config names as its base, a path or a hub id; PEFT only notes it.
-    head: what trained beside it; base is then a sequence classifier of as many labels, and PEFT
-    puts these values in place of its own.
+    head: what trained beside it, which PEFT puts in place of the base's own values.
     labels: in the order of the classes; they go to labels.json, as transformers' configs name them.
+    With a head or labels the base is a sequence classifier, of as many labels; without a head it
+    keeps its own, and the configuration names no task.
 
     A module of rank 0 is written as rank 1 with zeros, because PEFT knows no rank 0; a dense one as
     factors of its full rank.
@@ -110,6 +111,8 @@ def write_peft(
     }
     if experts:
         config["target_parameters"] = sorted(parameter.full_name for parameter in experts)
+    if labels:
+        config["task_type"] = None  # under SEQ_CLS, PEFT loads no adapter without a head
     if head:
         config |= {"task_type": "SEQ_CLS", "modules_to_save": modules_to_save(list(head))}
         for name, values in head.items():

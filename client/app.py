@@ -3,13 +3,15 @@
 The client knows nothing of strategies: it receives the global model, an instruction and a seed, and
 answers with an adapter. The same object runs in process, under Flower's simulation and at a site.
 
-    query     -> site: name, rank, base identity, module shapes, number of examples, hash of data
+    query     -> site: name, rank, base identity, module shapes, labels, number of examples, hash of
+                 data
     train     <- merged, start, head, instruction      -> adapter, head, metrics
     evaluate  <- merged, start, head, instruction      -> metrics
 """
 
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -27,6 +29,9 @@ from client.received import check_base, head_of, model_of
 from client.shelf import RecordShelf, run_shelf
 from settings.events import log, log_to_stdout, logfmt
 from settings.site import parse_site
+
+if TYPE_CHECKING:
+    from client.site import Workplace
 
 app = ClientApp()
 
@@ -80,6 +85,12 @@ def _shelf(context: Context, told: Instruction) -> MutableMapping[str, bytes]:
     return RecordShelf(context.state) if cache is None else run_shelf(cache, told.run)
 
 
+def _stamp(told: Instruction, place: "Workplace") -> ConfigRecord:
+    """What a reply belongs to: a round, a base, and the data that it was made of."""
+    data = place.part.fingerprint
+    return ConfigRecord({"round": told.round, "base": told.base, "data": data})
+
+
 @app.query()
 @_answer
 def query(content: RecordDict, context: Context) -> RecordDict:
@@ -101,11 +112,13 @@ def query(content: RecordDict, context: Context) -> RecordDict:
                     "base": place.tuned.base.identity,
                     "num-examples": len(place.training_examples()),
                     "data": place.part.fingerprint,
+                    "chat-template": place.part.template,
                     "modules": list(shapes),
                     "rows": [m for m, _ in shapes.values()],
                     "columns": [n for _, n in shapes.values()],
                     "head": list(head),
                     "head-shapes": ["x".join(map(str, shape)) for shape in head.values()],
+                    "labels": list(place.tuned.labels),
                 }
             )
         }
@@ -171,7 +184,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
     reply = RecordDict(
         {
             "adapter": to_record(packed),
-            "reply": ConfigRecord({"round": told.round, "base": told.base}),
+            "reply": _stamp(told, place),
             "metrics": MetricRecord(
                 {
                     "num-examples": len(examples),
@@ -230,7 +243,7 @@ def evaluate(content: RecordDict, context: Context) -> RecordDict:
     _tell("evaluated", told, context, examples=len(examples), loss=result.loss)
     return RecordDict(
         {
-            "reply": ConfigRecord({"round": told.round, "base": told.base}),
+            "reply": _stamp(told, place),
             "metrics": MetricRecord(
                 {
                     "num-examples": len(examples),

@@ -126,7 +126,6 @@ def train(
             parameters, lr=local.learning_rate, weight_decay=local.weight_decay, fused=True
         )
         _restore_moments(optimizer, parameters, moments or {})
-        pairs = list(zip(parameters[0::2], parameters[1::2], strict=False))[: len(start)]
         tuned.model.train()
         with (
             frozen_in_bfloat16(tuned.model, bfloat16),
@@ -144,7 +143,7 @@ def train(
                         "local.max-grad-norm, or look for damaged examples"
                     )
                 if penalty is not None:
-                    penalty(pairs).backward()  # type: ignore[no-untyped-call]
+                    penalty(slot.factors()).backward()  # type: ignore[no-untyped-call]
                 if local.max_grad_norm:
                     torch.nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
                 optimizer.step()

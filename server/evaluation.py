@@ -24,16 +24,18 @@ from strategies.strategy import GlobalModel, Update
 METRICS = ("accuracy", "macro-f1")
 
 
-def with_labels(settings: RunSettings) -> RunSettings:
+def with_labels(settings: RunSettings, told: Sequence[str] = ()) -> RunSettings:
     """The settings with the order of the labels, which are the data's where no key names them.
 
-    A server that does not evaluate has no data; then the sites were told data.labels.
+    told: those that the clients agree on, for a server that does not evaluate and has no data.
     """
-    if settings.task != "classification" or settings.data.labels or not settings.evaluate.server:
+    if settings.task != "classification" or settings.data.labels:
         return settings
-    from tasks.labels import label_names
+    labels = tuple(told)
+    if settings.evaluate.server:
+        from tasks.labels import label_names
 
-    labels = label_names(settings.data, settings.task, seed=settings.seed)
+        labels = label_names(settings.data, settings.task, seed=settings.seed)
     return replace(settings, data=replace(settings.data, labels=as_list(labels)))
 
 
@@ -95,6 +97,7 @@ def evaluate_on_clients(
     The mean is weighted by tokens; worst and spread (standard deviation) count every client once.
     """
     names = {asked.member.node_id: asked.member.name for asked in cohort}
+    data = {asked.member.name: asked.member.data for asked in cohort}
     heard: dict[str, dict[str, Any]] = {}
     rejected = []
     for reply in sorted(answers, key=lambda r: names.get(r.metadata.src_node_id, "")):
@@ -102,7 +105,7 @@ def evaluate_on_clients(
         if name is None or name in heard:
             continue
         try:
-            metrics = read_metrics(open_reply(reply, server_round, base))
+            metrics = read_metrics(open_reply(reply, server_round, base, data[name]))
             if metrics.get("tokens", 0.0) <= 0.0 or "loss" not in metrics:
                 raise AdapterError("an evaluation needs a loss and tokens above zero")
         except AdapterError as error:

@@ -112,7 +112,8 @@ def _admit(
     wire_dtype: str,
     server_round: int,
 ) -> Reply:
-    content, member = open_reply(message, server_round, roster.base), asked.member
+    member = asked.member
+    content = open_reply(message, server_round, roster.base, member.data)
     packed = from_record(
         content.get("adapter"), limit=budget_bytes(roster.shapes, member.rank, wire_dtype)
     )
@@ -147,8 +148,11 @@ def _admit_head(content: RecordDict, asked: Asked, roster: Roster) -> tuple[Head
     return head, len(packed)
 
 
-def open_reply(message: Message, server_round: int, base: str) -> RecordDict:
-    """The content of a reply that belongs to this round and base; AdapterError otherwise."""
+def open_reply(message: Message, server_round: int, base: str, data: str = "") -> RecordDict:
+    """The content of a reply that belongs to this round, base and data; AdapterError otherwise.
+
+    data: the hash that the client told when it was asked who it is; empty where it told none.
+    """
     if message.has_error():
         error = message.error
         raise AdapterError(f"the client failed: {quoted(error.reason or error.code)}")
@@ -162,6 +166,11 @@ def open_reply(message: Message, server_round: int, base: str) -> RecordDict:
         raise AdapterError(f"expected a reply to round {server_round}; got one to {came!r:.40}")
     if stamp.get("base") != base:
         raise AdapterError(f"trained on base {stamp.get('base')!r:.40}; the run's is {base!r}")
+    if data and stamp.get("data") != data:
+        raise AdapterError(
+            f"its data changed since the run began (hash {stamp.get('data')!r:.40}, before "
+            f"{data!r:.40}): bring them back, or begin a new run"
+        )
     return content
 
 

@@ -138,10 +138,12 @@ class FlowerStrategy(FlowerBase):
     ) -> MetricRecord | None:
         """Mean held-out loss over clients, weighted by their tokens."""
         assert self._roster is not None
+        data = {member.node_id: member.data for member in self._roster.members}
         total = tokens = 0.0
         for reply in replies:
             try:
-                metrics = read_metrics(open_reply(reply, server_round, self._roster.base))
+                told = data.get(reply.metadata.src_node_id, "")
+                metrics = read_metrics(open_reply(reply, server_round, self._roster.base, told))
             except AdapterError as error:
                 log.warning("round %d: an evaluation does not count: %s", server_round, error)
                 continue

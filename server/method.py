@@ -23,6 +23,14 @@ def method_of(settings: RunSettings) -> Strategy:
     return method
 
 
+def has_own_models(settings: RunSettings, strategy: Strategy) -> bool:
+    """Whether each client has a model of its own, or its own head on the global one.
+
+    Then the server can evaluate the base alone, and the clients evaluate in any case.
+    """
+    return strategy.properties.personal or settings.clients.head == "own"
+
+
 def _check_head(settings: RunSettings) -> None:
     if settings.clients.head != "own":
         return

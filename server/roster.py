@@ -4,11 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, Message
 
 from adapters.errors import UsageError, listing, quoted
+from settings.keys import as_list, listed
+from settings.labels import canonical_label
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,28 @@ class Member:
     """(module, m, n) for each module that it adapts."""
     head_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """(name, shape) of what it trains beside them."""
+    labels: tuple[str, ...] = ()
+    """Of a classifier, in the order of its classes."""
     holds: frozenset[str] = frozenset()
     """The pieces of merged that it has, by version."""
     data: str = ""
     """Hash of the data that it trains on; empty where it did not say."""
+    template: str = ""
+    """Hash of the file with a chat template that it was told to use; empty: the base's own."""
 
 
-Kind = tuple[str, tuple[tuple[str, int, int], ...], tuple[tuple[str, tuple[int, ...]], ...]]
-"""Base, shapes and head, in which all members of a run agree."""
+LONGEST_LABEL = 1000
+
+
+class Kind(NamedTuple):
+    """What all members of a run agree in."""
+
+    base: str
+    shapes: tuple[tuple[str, int, int], ...]
+    head: tuple[tuple[str, tuple[int, ...]], ...]
+    labels: tuple[str, ...]
+    template: str
+    """Hash of the file with a chat template; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,10 @@ class Roster:
     head_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
     """Client -> hash of the data that it began the run with."""
+    labels: tuple[str, ...] = ()
+    """Of a classifier, in the order of its classes."""
+    template: str = ""
+    """Hash of the file with the chat template; empty: the base's own."""
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -92,16 +112,30 @@ def roster_from_answers(
         elif agreed and _kind(member) == agreed:
             members.append(member)
             began[member.name] = before or member.data
+        elif agreed and _kind(member)._replace(template=agreed.template) == agreed:
+            left_out[member.name] = (
+                f"has another chat template ({_template(member.template)}, the run's is "
+                f"{_template(agreed.template)}): data.chat-template-file must hold the same at "
+                "every site"
+            )
         elif agreed and _kind(member)[:2] == agreed[:2]:
             left_out[member.name] = "has another classification head: data.labels must be the same"
         else:
-            wanted = agreed[0] if agreed else base
+            wanted = agreed.base if agreed else base
             left_out[member.name] = f"has base model {member.base}, the run's is {wanted}"
     if agreed is None or not (members or known):
         reasons = listing(f"{name}: {why}" for name, why in left_out.items())
         raise UsageError(f"no client can take part: {reasons or 'no node is connected'}")
-    shapes = {name: (m, n) for name, m, n in agreed[1]}
-    return Roster(members, agreed[0], shapes, left_out, dict(agreed[2]), began)
+    return Roster(
+        members,
+        agreed.base,
+        {name: (m, n) for name, m, n in agreed.shapes},
+        left_out,
+        head_shapes=dict(agreed.head),
+        data=began,
+        labels=agreed.labels,
+        template=agreed.template,
+    )
 
 
 def _read(
@@ -142,12 +176,17 @@ def _joined(known: list[Member], newcomers: list[Member]) -> list[Member]:
 
 
 def _kind(member: Member) -> Kind:
-    return member.base, member.shapes, member.head_shapes
+    return Kind(member.base, member.shapes, member.head_shapes, member.labels, member.template)
+
+
+def _template(template: str) -> str:
+    return f"hash {template}" if template else "no file"
 
 
 def _kind_of_run(roster: Roster) -> Kind:
     shapes = tuple(sorted((name, m, n) for name, (m, n) in roster.shapes.items()))
-    return roster.base, shapes, tuple(sorted(roster.head_shapes.items()))
+    head = tuple(sorted(roster.head_shapes.items()))
+    return Kind(roster.base, shapes, head, roster.labels, roster.template)
 
 
 def _most_common(members: list[Member]) -> Kind | None:
@@ -163,6 +202,9 @@ def _member(answer: Message) -> Member:
     site: Any = answer.content["site"]
     columns = zip(site["modules"], site["rows"], site["columns"], strict=True)
     heads = zip(site["head"], site["head-shapes"], strict=True)
+    head_shapes = tuple(
+        sorted((str(name), tuple(map(int, shape.split("x")))) for name, shape in heads)
+    )
     member = Member(
         name=quoted(site["client"], 80),
         number=int(site["number"]),
@@ -171,11 +213,13 @@ def _member(answer: Message) -> Member:
         num_examples=int(site["num-examples"]),
         base=quoted(site["base"], 80),
         shapes=tuple(sorted((str(name), int(m), int(n)) for name, m, n in columns)),
-        head_shapes=tuple(
-            sorted((str(name), tuple(map(int, shape.split("x")))) for name, shape in heads)
+        head_shapes=head_shapes,
+        labels=_labels(
+            site.get("labels", []), max((shape[0] for _, shape in head_shapes), default=0)
         ),
         holds=holdings(site),
-        data=_hash_of_data(site.get("data", "")),
+        data=_hash(site.get("data", ""), "its data"),
+        template=_hash(site.get("chat-template", ""), "its chat template"),
     )
     smallest = min((min(m, n) for _, m, n in member.shapes), default=0)
     if not 1 <= member.rank <= smallest:
@@ -183,10 +227,22 @@ def _member(answer: Message) -> Member:
     return member
 
 
-def _hash_of_data(value: object) -> str:
+def _hash(value: object, of: str) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{0,64}", value):
-        raise ValueError("the hash of its data is none")
+        raise ValueError(f"the hash of {of} is none")
     return value
+
+
+def _labels(value: object, most: int) -> tuple[str, ...]:
+    """These labels where a key can hold them, at most so many; a site that sends others lies."""
+    if not isinstance(value, list) or len(value) > most:
+        raise ValueError(f"its labels are no list of at most {most}")
+    if not all(isinstance(label, str) and len(label) <= LONGEST_LABEL for label in value):
+        raise ValueError(f"its labels are not texts of at most {LONGEST_LABEL} characters")
+    held = tuple(canonical_label(label) for label in listed(as_list(value)))
+    if held != tuple(value) or len(value) == 1 or "" in value or len(set(value)) < len(value):
+        raise ValueError("its labels are not at least two, each once and none empty")
+    return held
 
 
 def holdings(record: object) -> frozenset[str]:

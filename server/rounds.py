@@ -33,6 +33,7 @@ from server.broadcast import (
     round_messages,
     start_seed,
 )
+from server.data_record import evaluated_record
 from server.evaluation import (
     evaluate_on_clients,
     evaluate_on_server,
@@ -42,13 +43,13 @@ from server.evaluation import (
 from server.exchange import Admitted, Rejection, admit_replies
 from server.guard import guard, keeps_b
 from server.mailbox import Mailbox
-from server.method import method_of
+from server.method import has_own_models, method_of
 from server.pieces import in_pieces
 from server.progress import RunObserver, current_observer
 from server.roster import Member, Roster, holdings
-from server.run_folder import RunFolder, open_run_folder, peek_state
+from server.run_folder import RunFolder, open_run_folder, peek_state, refuse_other_data
 from server.sampling import cohort_size, derive_seed, sample_cohort
-from server.start_adapter import read_start_adapter, with_adapter
+from server.start_adapter import keep_start_adapter, read_start_adapter, with_adapter
 from server.state import ServerState
 from server.telemetry import base_record, round_record
 from settings.run import RunSettings
@@ -74,7 +75,8 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
     """Run, or with settings.resume go on with, a federation; returns the run's folder."""
     settings = with_labels(settings)
     strategy, mailbox = method_of(settings), Mailbox(grid)
-    kept = peek_state(settings)
+    kept, evaluated = peek_state(settings), evaluated_record(settings)
+    refuse_other_data(settings, evaluated)
     roster = call_roster(
         mailbox,
         settings.clients.min_replies,
@@ -83,8 +85,9 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
         kept.data if kept else None,
     )
     refuse_ranks(settings.strategy.name, strategy, roster.ranks)
+    settings = with_labels(settings, roster.labels)
     adapter = None if kept else read_start_adapter(settings, roster.shapes, roster.head_shapes)
-    with open_run_folder(settings) as (folder, state):
+    with open_run_folder(settings, evaluated) as (folder, state):
         if state is not None:
             _check_same_base(state, roster)
         attendance = Attendance(
@@ -116,6 +119,7 @@ def _check_same_base(state: ServerState, roster: Roster) -> None:
 
 def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
     """Round 0: the loss of the base, with the adapter if any, and what round 1 begins from."""
+    keep_start_adapter(run.settings, run.folder.path)
     roster = run.attendance.roster
     model = with_adapter(begin_model(run.settings, run.strategy, roster, run.mailbox), adapter)
     state = ServerState(
@@ -279,13 +283,13 @@ def _evaluate(
 ) -> tuple[dict[str, Any], list[Rejection]]:
     """The global model's losses, on the server and on these clients, as the settings ask.
 
-    Where each client has a model of its own, or its own head on the global one, the server can
-    evaluate the base alone, and the clients evaluate in any case.
+    Where clients have models of their own, the server evaluates the base alone, and they evaluate
+    in any case.
     """
     settings, strategy, model = run.settings, run.strategy, state.model
     held_out: dict[str, Any] = {}
     rejected: list[Rejection] = []
-    own = strategy.properties.personal or own_heads(run)
+    own = has_own_models(settings, strategy)
     if settings.evaluate.server and (state.round == 0 or not own):
         run.observer.phase_started("evaluating")
         held_out |= evaluate_on_server(model, settings)
@@ -304,11 +308,6 @@ def _evaluate(
         bytes_down = sum(sent.bytes_for(each.member) for each in asked)
         held_out |= found | {"evaluate_bytes_down": bytes_down}
     return held_out, rejected
-
-
-def own_heads(run: Run) -> bool:
-    """Whether the task has a head and each client keeps its own."""
-    return bool(run.attendance.roster.head_shapes) and run.settings.clients.head == "own"
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """A run's folder: configuration, one line a round, state, adapter.
 
 runs/NAME/config.toml     everything needed to repeat the run, versions included
-runs/NAME/data.json       of a simulation: each file of its data with its hash
+runs/NAME/data.json       each file of the data with its hash, as far as this machine reads them
+runs/NAME/start-adapter/  the adapter that the run began from, where it did: start_adapter.py
 runs/NAME/rounds.jsonl    one JSON object a round, round 0 being the base model
 runs/NAME/state/          see server/state.py
 runs/NAME/adapter/        the global model as a PEFT adapter
@@ -12,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shlex
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -27,6 +27,7 @@ from adapters.errors import BouquetError, UsageError
 from adapters.head import Head
 from adapters.peft_files import write_peft
 from adapters.refactoring import refactor
+from server.data_record import refuse_changed_data
 from server.progress import how_to_go_on
 from server.state import ServerState, flush_folder, load_state, save_state, write_durably
 from settings.keys import Value, flatten, flatten_tables
@@ -60,9 +61,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=settings.resume)
         except FileExistsError:
             raise UsageError(
-                f"{self.path} exists already. Go on with that run "
-                f"(--resume {shlex.quote(str(self.path))}), choose "
-                "another --output, or leave --output out for a new number."
+                f"{self.path} exists already. Choose another output, leave it out for a new "
+                f"number, or {how_to_go_on(self.path)}"
             ) from None
         except OSError as error:
             raise UsageError(f"{self.path} cannot be made: {error.strerror}") from error
@@ -187,14 +187,19 @@ class RunFolder:
 
 
 @contextmanager
-def open_run_folder(settings: RunSettings) -> Iterator[tuple[RunFolder, ServerState | None]]:
-    """The folder that settings ask for, locked: a new one, or with `resume` the existing one's."""
+def open_run_folder(
+    settings: RunSettings, data: Mapping[str, Any] | None = None
+) -> Iterator[tuple[RunFolder, ServerState | None]]:
+    """The folder that settings ask for, locked: a new one, or with `resume` the existing one's.
+
+    data: each file that the server reads, with its hash (server/data_record.py), for a new one.
+    """
     folder = RunFolder(Path(settings.output) if settings.output else next_output(settings))
-    goes_on = settings.resume and (folder.path / "config.toml").is_file()
+    goes_on = _goes_on(settings)
     if goes_on:
         folder.check_same(settings)
     else:
-        folder.create(settings)
+        folder.create(settings, data)
     with folder.locked():
         yield folder, folder.load(settings.wire.dtype) if goes_on else None
 
@@ -206,6 +211,21 @@ def peek_state(settings: RunSettings) -> ServerState | None:
     return load_state(Path(settings.output) / "state", settings.wire.dtype)
 
 
+def refuse_other_data(settings: RunSettings, data: Mapping[str, Any] | None) -> None:
+    """UsageError where the run that goes on was begun on other files; None: the server reads none.
+
+    data: each file with its hash, as it is now.
+    """
+    if data is not None and _goes_on(settings):
+        folder = RunFolder(Path(settings.output))
+        refuse_changed_data(folder.data() or {}, data, str(folder.path))
+
+
+def _goes_on(settings: RunSettings) -> bool:
+    begun = settings.output != "" and (Path(settings.output) / "config.toml").is_file()
+    return settings.resume and begun
+
+
 def next_output(settings: RunSettings) -> Path:
     """runs/STRATEGY-001, or the next number that is free."""
     number = 1
@@ -214,15 +234,21 @@ def next_output(settings: RunSettings) -> Path:
     return path
 
 
-def read_config(path: Path) -> dict[str, Value]:
-    """Flat keys from a run's config.toml, or from any TOML file of configuration keys."""
+def read_config(path: Path, lists: bool = True) -> dict[str, Value]:
+    """Flat keys from a run's config.toml, or from any TOML file of configuration keys.
+
+    lists: False refuses those that `flwr run` would not take.
+    """
     try:
         tables = tomllib.loads(path.read_text())
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
-    return flatten_tables(tables.get("config", tables))
+    try:
+        return flatten_tables(tables.get("config", tables), lists=lists)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def versions() -> dict[str, str]:

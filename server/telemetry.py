@@ -41,8 +41,9 @@ def round_record(
     """
     known = not any(each.rule.keeps_b for each in asked)
     freezes_tail = any(each.rule.freezes_tail for each in asked)
-    ideal = ideal_change(updates, changes.began, changes.ranks)
-    found = compare(before, after, ideal) if known else None
+    found = None
+    if known:
+        found = compare(before, after, ideal_change(updates, changes.began, changes.ranks))
     norms = changes.norms().tolist() if known else [None] * len(replies)
     missed = _missed(after.start, replies, freezes_tail, found)
     tokens = sum(reply.metrics.get("tokens", 0.0) for reply in replies)

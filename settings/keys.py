@@ -169,8 +169,12 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, Value]:
     return flat
 
 
-def flatten_tables(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
+def flatten_tables(
+    tables: Mapping[str, Any], prefix: str = "", lists: bool = True
+) -> dict[str, Value]:
     """Nested TOML tables as flat keys.
+
+    lists: False refuses lists as `flwr run` will, which takes them as text alone.
 
     >>> flatten_tables({"local": {"epochs": 2}, "rounds": 3})
     {'local.epochs': 2, 'rounds': 3}
@@ -178,7 +182,12 @@ def flatten_tables(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Val
     flat: dict[str, Value] = {}
     for name, value in tables.items():
         if isinstance(value, Mapping):
-            flat |= flatten_tables(value, f"{prefix}{name}.")
+            flat |= flatten_tables(value, f"{prefix}{name}.", lists)
+        elif isinstance(value, list) and not lists:
+            raise UsageError(
+                f"{prefix}{name} is a list, which flwr run does not take: write it as text, "
+                f"{name} = {_literal(as_list(value))}"
+            )
         elif isinstance(value, list):
             flat[prefix + name] = as_list(value)
         elif isinstance(value, bool | int | float | str):
@@ -186,6 +195,16 @@ def flatten_tables(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Val
         else:
             raise UsageError(f"{prefix}{name} must be a number, text, true or false; got {value!r}")
     return flat
+
+
+def _literal(text: str) -> str:
+    r"""A text as TOML reads it back character by character.
+
+    >>> print(_literal('["yes, but", "no"]'), _literal("[it's]"))
+    '["yes, but", "no"]' '''[it's]'''
+    """
+    quotes = "'''" if "'" in text else "'"
+    return f"{quotes}{text}{quotes}"
 
 
 def as_list(values: Sequence[object]) -> str:
@@ -206,7 +225,7 @@ def listed(text: str) -> tuple[str, ...]:
     (('a', 'b'), ('a, b', 'c'), ())
     """
     if text.lstrip().startswith("["):
-        with suppress(tomllib.TOMLDecodeError):
+        with suppress(tomllib.TOMLDecodeError, RecursionError):
             values = tomllib.loads(f"values = {text}")["values"]
             return tuple(str(value) for value in values)
     return tuple(part.strip() for part in text.split(",")) if text.strip() else ()

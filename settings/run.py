@@ -108,8 +108,10 @@ class DataSettings:
     """What the clients train on, and how it is dealt to them in a simulation."""
 
     path: str = key(
-        "A .jsonl, .json, .csv or .parquet file, a folder of them, or several of either (with "
-        "commas or as a TOML list); 'embedded' reads the docstrings of Python's standard library."
+        "A .jsonl, .json, .csv or .parquet file, a folder of them, or several of either, with "
+        "commas or as a TOML list, which flwr run takes in quotes alone: "
+        """'["a, b.jsonl", "c.jsonl"]'; 'embedded' reads the docstrings of Python's standard """
+        "library."
     )
     partition: str = key(
         "How examples are dealt to clients: at random; by Dirichlet shares of each label in "
@@ -138,7 +140,8 @@ class DataSettings:
     label: str = key("task=classification: field that holds the label.")
     labels: str = key(
         "task=classification: all labels in the order of the classes, with commas or as a TOML "
-        "list; 0 and 0.0 are one label. Empty: those in the data, sorted."
+        """list, which flwr run takes in quotes alone: '["yes, but", "no"]'; 0 and 0.0 are one """
+        "label. Empty: those in the data, sorted."
     )
     template: str = key(
         "Text before the response, with fields in braces: {prompt} is that of data.prompt, any "

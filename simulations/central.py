@@ -78,7 +78,8 @@ def central_reference(
     kept = _kept(folder / FILE)
     if kept.get("steps") == steps:
         return kept
-    bench = open_bench(replace(settings, evaluate=replace(settings.evaluate, server=True)))
+    evaluate = replace(settings.evaluate, server=True)
+    bench = open_bench(replace(settings, output=str(folder), evaluate=evaluate))
     trained = train_pooled(bench, steps)
     result = {
         "rank": max(settings.ranks()),

@@ -43,7 +43,7 @@ def check(
 
     found = read_site(site)
     layer = job.job_layer({"set_": set_})
-    settings = run_settings(*job.config_layers(config), layer)
+    settings = run_settings(*job.config_layers(config, lists=False), layer)
 
     def findings() -> Iterator[Finding]:
         from deployment.connection_checks import check_connection

@@ -8,21 +8,24 @@ comparisons/001/results.json, .csv     every number of every round
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adapters.errors import BouquetError, UsageError
+from server.data_record import refuse_changed_data
 from server.run_folder import versions
 from server.state import write_durably
 from settings.keys import Value
-from simulations.data_record import refuse_changed_data
 from simulations.results import LOSS, Run, read_run
 from simulations.tuning import Trial, Tuning, tuning_seed
 
 FILE = "comparison.json"
-FORMAT = "bouquet-comparison-1"
+FORMAT = "bouquet-comparison-2"
+READABLE = (FORMAT, "bouquet-comparison-1")
+"""Formats that a page can be drawn from. The older one has runs under keys of another meaning."""
 MAY_DIFFER = (
     "output",
     "resume",
@@ -181,13 +184,13 @@ def open_comparison(
     """The comparison in this folder, begun or gone on with.
 
     What it compares may grow: names, seeds and the budget are added to those it has. UsageError
-    where the folder holds something else, or where the configuration, the rates to choose from or
-    the data differ.
+    where the folder holds something else or was begun by another version, or where the
+    configuration, the rates to choose from or the data differ.
 
     data: each file with its hash, as `data_record` makes them.
     """
     if is_comparison(path):
-        kept = load_comparison(path)
+        kept = load_comparison(path, to_go_on=True)
         if list(rates) != kept.rates:
             was, now = (_listed(each) for each in (kept.rates, rates))
             raise UsageError(
@@ -235,15 +238,26 @@ def is_comparison(path: Path) -> bool:
     return (path / FILE).is_file()
 
 
-def load_comparison(path: Path) -> Comparison:
-    """The comparison in this folder; UsageError where its file is none of ours."""
+def load_comparison(path: Path, to_go_on: bool = False) -> Comparison:
+    """The comparison in this folder; UsageError where its file is none of ours.
+
+    to_go_on: refuse one that another version began, which can be read and not more.
+    """
     try:
         kept: dict[str, Any] = json.loads((path / FILE).read_bytes())
-        if kept.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        return Comparison(path=path, **kept)
+        found = kept.pop("format")
+        if found not in READABLE:
+            raise ValueError(f"its format is {found!r}, expected {FORMAT}")
+        comparison = Comparison(path=path, **kept)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path / FILE} cannot be read: {error}") from error
+    if to_go_on and found != FORMAT:
+        raise UsageError(
+            f"{path} was begun by another version of Bouquet and cannot be gone on with by this "
+            f"one (its format is {found}, expected {FORMAT}): choose another --output. What it "
+            f"holds can be read: `{shlex.join(['bouquet', 'report', str(path)])}` draws its runs"
+        )
+    return comparison
 
 
 def read_comparison(path: Path) -> list[Run]:

@@ -178,8 +178,11 @@ def _as_many_clients_as_ranks(ranks: str) -> dict[str, Value]:
     return {"clients.count": len(listed)} if len(listed) > 1 else {}
 
 
-def config_layers(config: Path | None) -> list[dict[str, Value]]:
-    """The keys of a --config file, apart from where its run was written."""
+def config_layers(config: Path | None, lists: bool = True) -> list[dict[str, Value]]:
+    """The keys of a --config file, apart from where its run was written.
+
+    lists: False where `flwr run` must take the file as well.
+    """
     from server.run_folder import read_config
 
-    return [] if config is None else [{**read_config(config), "output": "", "resume": False}]
+    return [] if config is None else [{**read_config(config, lists), "output": "", "resume": False}]

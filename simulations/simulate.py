@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, RecordDict
 
 from adapters.errors import UsageError
-from server.method import method_of
+from server.method import has_own_models, method_of
 from server.run_folder import RunFolder, next_output, peek_state
 from server.start_adapter import read_start_adapter
 from server.state import check_format
@@ -80,7 +80,7 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
         from tasks.model_files import find_model
 
         find_model(settings.model.path)  # a mistyped name is known before torch is imported
-    from simulations.data_record import data_record, refuse_changed_data
+    from server.data_record import data_record, refuse_changed_data
     from tasks.labels import label_names
     from tasks.partition import federate_anew, global_held_out
 
@@ -179,6 +179,11 @@ def _refuse_unheld(settings: RunSettings, strategy: Strategy) -> None:
         raise UsageError(
             f"{settings.strategy.name} has no global model: each client is evaluated on what it "
             "holds out itself. Set data.client-held-out, such as 0.1"
+        )
+    if has_own_models(settings, strategy):
+        raise UsageError(
+            "clients.head=own leaves no whole global model: each client is evaluated on what it "
+            "holds out itself, with its own head. Set data.client-held-out, such as 0.1"
         )
     if settings.evaluate.clients:
         raise UsageError(

@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from settings.keys import flatten
+from settings.keys import as_list, flatten
+from settings.paths import named_paths
 from settings.run import EMBEDDED, RunSettings, parse_ranks, run_settings
 from settings.units import human_bytes
 from simulations.display import shown
@@ -106,7 +107,9 @@ def next_steps(settings: RunSettings, folder: Path) -> list[tuple[str, list[str]
         ),
     ]
     if (folder / "adapter").is_dir():
-        steps.append(("use the adapter in Python", python_lines(settings, folder)))
+        own = "; no head is in it, as each client kept its own"
+        meaning = "use the adapter in Python" + own * (settings.clients.head == "own")
+        steps.append((meaning, python_lines(settings, folder)))
     return steps
 
 
@@ -120,7 +123,7 @@ def job_of(settings: RunSettings) -> list[str]:
     defaults = flatten(run_settings({key: values[key] for key in DECIDE_DEFAULTS}))
     given = flatten(run_settings())
     carried = {
-        key: shown_path(value) if key.endswith(".path") or key == "data.evaluation" else value
+        key: SHOWN[key](str(value)) if key in SHOWN else value
         for key, value in values.items()
         if key not in OF_ONE_RUN
         and value != (given if key in DECIDE_DEFAULTS else defaults).get(key)
@@ -174,6 +177,11 @@ def python_lines(settings: RunSettings, folder: Path) -> list[str]:
     ]
 
 
+def shown_paths(text: str) -> str:
+    """A text that names the same files and folders, each as `shown_path` has it."""
+    return as_list([shown_path(path) for path in named_paths(text)])
+
+
 def shown_path(path: object) -> str:
     """A path as a person in this folder would write it: what lies below begins here.
 
@@ -183,3 +191,13 @@ def shown_path(path: object) -> str:
     if Path(text).is_absolute() and Path(text).is_relative_to(Path.cwd()):
         return str(Path(text).relative_to(Path.cwd()))
     return text
+
+
+SHOWN: dict[str, Callable[[str], str]] = {
+    "model.path": shown_path,
+    "start.adapter": shown_path,
+    "data.chat-template-file": shown_path,
+    "data.path": shown_paths,
+    "data.evaluation": shown_paths,
+}
+"""Keys that name files and folders, one or several, and how they are shown."""

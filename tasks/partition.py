@@ -1,9 +1,11 @@
 """Who holds which example: a global held-out part, and one part for each client."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -34,11 +36,13 @@ class Part:
     train: Examples
     held_out: Examples
     fingerprint: str = ""
-    """Hash of what was read for it."""
+    """Hash of what was read for it, the chat template in data.chat-template-file among it."""
     counts: Counts = field(default_factory=dict)
     """Rows by what became of them; of a simulated client they are the federation's."""
     test_counts: Counts = field(default_factory=dict)
     """The same of the rows of a test set of its own."""
+    template: str = ""
+    """Hash of the chat template in data.chat-template-file; empty where none is named."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,11 @@ def federate(data: DataSettings, clients: int, seed: int, task: str = "causal") 
         unused, held_out, tests = len(held_out), Examples(test.examples), test.sources
         states += test.states
         test_counts = _of_tests(test, reading)
-    read = fingerprint_of([*reading.sources, *tests])
+    template = template_sources(data.chat_template_file)
+    read = fingerprint_of([*reading.sources, *tests, *template])
     share = data.client_held_out_share()
-    parts = [Part(*hold_out(part, share, seed), read, counts) for part in dealt]
+    known = fingerprint_of(template) if template else ""
+    parts = [Part(*hold_out(part, share, seed), read, counts, template=known) for part in dealt]
     if empty := [client_name(k) for k, part in enumerate(parts) if not part.train]:
         raise UsageError(
             f"{len(empty)} of {clients} clients have no examples to train on: {listing(empty)}. "
@@ -132,6 +138,22 @@ def read_test_set(
 ) -> Reading:
     """All examples of a test set, in the same fields; nothing is dealt or drawn of it."""
     return read_data(replace(data, partition="iid"), path, task, key=key)
+
+
+def template_sources(file: str) -> tuple[Source, ...]:
+    """The chat template in this file, as one of the files that a run reads; () without a name.
+
+    Raises UsageError where it cannot be read.
+    """
+    if not file:
+        return ()
+    try:
+        content = Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"data.chat-template-file names {file}, which cannot be read: {error.strerror}"
+        ) from error
+    return (Source(file, len(content.splitlines()), hashlib.sha256(content).hexdigest()),)
 
 
 def _copies(examples: Sequence[Example]) -> Counter[str]:
@@ -202,7 +224,15 @@ def own_part(
         held_out = Examples(test.examples)
         sources += test.sources
         test_counts = _of_tests(test, reading)
-    return Part(train, held_out, fingerprint_of(sources), counts, test_counts)
+    template = template_sources(data.chat_template_file)
+    return Part(
+        train,
+        held_out,
+        fingerprint_of([*sources, *template]),
+        counts,
+        test_counts,
+        fingerprint_of(template) if template else "",
+    )
 
 
 def _hold_out_globally(

@@ -126,6 +126,13 @@ class LoraSlot:
         """A copy of the head's values as they stand; empty where there is none."""
         return self._head.read()
 
+    def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """(A, B) of each module, whichever of them train."""
+        return [
+            (layer.lora_A[self.name].weight, layer.lora_B[self.name].weight)
+            for layer in self.layers.values()
+        ]
+
     def parameters(self, trains: str) -> list[nn.Parameter]:
         """The factors to train, `A`, `B` or `both`, and behind them the head's parameters.
 

@@ -46,6 +46,11 @@ def settings_of(output: Any, **values: Value) -> RunSettings:
     return run_settings(fixed, layer)
 
 
+def data_of(number: int) -> str:
+    """What the client of this number says of its data."""
+    return f"da7a{number:04x}"
+
+
 def trained(adapter: Adapter, seed: int) -> Adapter:
     """The adapter after a random step of all its factors."""
     rng = np.random.default_rng([seed, 99])
@@ -99,6 +104,10 @@ def fake_app(
     def held(number: int) -> dict[str, Any]:
         return {"holds": held_pieces(cache / client_name(number))} if cache else {}
 
+    def stamp(number: int, told: Any) -> ConfigRecord:
+        belongs = {"round": told["round"], "base": told["base"], "data": data_of(number)}
+        return ConfigRecord({**belongs, **held(number)})
+
     def failed(number: int, message: Message, error: BouquetError) -> Message:
         failure = ConfigRecord({"reason": str(error), **held(number)})
         return Message(RecordDict({"failure": failure}), reply_to=message)
@@ -119,6 +128,7 @@ def fake_app(
                 "columns": [n for _, n in SHAPES.values()],
                 "head": [],
                 "head-shapes": [],
+                "data": data_of(number),
                 **held(number),
             }
         )
@@ -171,9 +181,7 @@ def fake_app(
             RecordDict(
                 {
                     "adapter": to_record(pack(adapter, told["wire-dtype"], told["rule.sends"])),
-                    "reply": ConfigRecord(
-                        {"round": told["round"], "base": told["base"], **held(number)}
-                    ),
+                    "reply": stamp(number, told),
                     "metrics": MetricRecord(metrics),
                 }
             ),
@@ -188,10 +196,8 @@ def fake_app(
         except BouquetError as error:
             return failed(number, message, error)
         metrics: dict[str, Any] = {"num-examples": 4, "loss": 1.0 + number, "tokens": 10}
-        reply = ConfigRecord({"round": told["round"], "base": told["base"], **held(number)})
-        return _tampered(
-            number, message, RecordDict({"reply": reply, "metrics": MetricRecord(metrics)})
-        )
+        content = {"reply": stamp(number, told), "metrics": MetricRecord(metrics)}
+        return _tampered(number, message, RecordDict(content))
 
     def _tampered(number: int, message: Message, content: RecordDict) -> Message:
         reply = tamper(number, message, Message(content, reply_to=message))

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def by_hand(
     return train(tuned, examples, own, settings.local, SEED).adapter, len(examples)
 
 
+def stamp(config: Config, tuned: TunedModel) -> dict[str, Any]:
+    """What a reply says that it belongs to."""
+    data = federate(run_settings(config).data, CLIENTS, 0).parts[0].fingerprint
+    return {"round": ROUND, "base": tuned.base.identity, "data": data}
+
+
 def same_bytes(x: Adapter, y: Adapter) -> bool:
     return pack(x) == pack(y)
 
@@ -62,12 +69,14 @@ def test_a_query_tells_who_is_there_and_what_it_would_train(
         "rank": 3,
         "base": tuned.base.identity,
         "data": part.fingerprint,
+        "chat-template": "",
         "num-examples": len(part.train),
         "modules": list(tuned.shapes),
         "rows": [m for m, _ in tuned.shapes.values()],
         "columns": [n for _, n in tuned.shapes.values()],
         "head": [],
         "head-shapes": [],
+        "labels": [],
     }
 
 
@@ -77,7 +86,7 @@ def test_a_trained_adapter_comes_back_with_its_metrics(config: Config, tuned: Tu
     wanted, count = by_hand(tuned, run_settings(config), client=2)
     assert same_bytes(unpack(from_record(content["adapter"])), wanted)
     assert wanted.rank == 4
-    assert dict(content["reply"]) == {"round": ROUND, "base": tuned.base.identity}
+    assert dict(content["reply"]) == stamp(config, tuned)
     metrics = content["metrics"]
     assert isinstance(metrics, MetricRecord)
     names = ["num-examples", "loss", "tokens", "steps", "seconds", "peak-bytes", "wire-error"]
@@ -149,7 +158,7 @@ def test_evaluation_is_on_what_the_client_holds_out(config: Config, tuned: Tuned
     assert own.rank < start.rank
     wanted = tuned.evaluate_global(merged, own, examples)
     assert list(content) == ["reply", "metrics"]
-    assert dict(content["reply"]) == {"round": ROUND, "base": tuned.base.identity}
+    assert dict(content["reply"]) == stamp(config, tuned)
     assert dict(content["metrics"]) == {
         "num-examples": len(held_out),
         "loss": wanted.loss,

@@ -1,6 +1,7 @@
 """Local training lowers the loss, trains what it is told, and depends on nothing but its seed."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from adapters.adapter import Adapter, draw
 from adapters.errors import BouquetError
+from client.pruning import RestPenalty
 from client.training import Trained, observe_steps, train
 from settings.keys import Value
 from settings.run import LocalSettings
@@ -202,3 +204,22 @@ def test_bfloat16_is_near_float32_but_not_it(tuned: TunedModel) -> None:
     )
     assert exact.loss != rounded.loss
     assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
+
+
+@pytest.mark.parametrize("trains", ["A", "B", "both"])
+def test_the_penalty_is_of_both_factors_of_each_module_whichever_train(
+    trains: str, tuned: TunedModel
+) -> None:
+    start, seen = random_adapter(tuned, 4), []
+
+    class Recorded(RestPenalty):
+        def __call__(self, factors: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+            seen.append([(a.detach().clone(), b.detach().clone()) for a, b in factors])
+            return super().__call__(factors)
+
+    settings = local(max_steps=1)
+    train(tuned, random_examples(tuned, 4), start, settings, SEED, trains, penalty=Recorded(0.1, 2))
+    (pairs,) = seen
+    for (a, b), name in zip(pairs, tuned.targets, strict=True):
+        assert np.array_equal(a.numpy(), start[name].a)
+        assert np.array_equal(b.numpy(), start[name].b)

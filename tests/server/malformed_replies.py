@@ -249,6 +249,8 @@ MALFORMED_REPLIES: dict[str, tuple[Bad, str]] = {
     "rounds as a list": (stamp(round=[1, 2, 3]), "expected a reply to round [0-9]+; got one to"),
     "another base": (stamp(base="other"), "trained on base 'other'"),
     "no base": (stamp(base=b""), "trained on base b''"),
+    "other data": (stamp(data="0ff"), "its data changed since the run began .hash '0ff'"),
+    "data as a list": (stamp(data=["da"]), "its data changed since the run began"),
     "nothing at all": (lambda honest, message: RecordDict(), "expected a reply to round [0-9]+"),
     "the message itself": (lambda honest, message: message.content, "expected a reply to round"),
     # failures

@@ -20,13 +20,13 @@ from settings.run import RunSettings
 from simulations.grid import InProcessGrid
 from strategies.strategy import GlobalModel, LocalRule
 from tests.adapter_generators import make_adapter
-from tests.fake_clients import BASE, fake_app, settings_of
+from tests.fake_clients import BASE, data_of, fake_app, settings_of
 from tests.server.malformed_replies import MALFORMED_REPLIES
 
 RANK, ROUND = 8, 3
 SHAPES = {f"layers.{i}.{n}_proj": (1000, 1500) for i in range(12) for n in ("q", "v")}
 TRIPLES = tuple((name, m, n) for name, (m, n) in sorted(SHAPES.items()))
-MEMBER = Member("client-00", 0, 2, RANK, 10, BASE, TRIPLES)
+MEMBER = Member("client-00", 0, 2, RANK, 10, BASE, TRIPLES, data=data_of(0))
 ROSTER = Roster([MEMBER], BASE, SHAPES, {})
 ADAPTER = make_adapter(1, SHAPES, RANK, 2.0)
 ALLOWED = 1.2
@@ -36,7 +36,7 @@ def honest(dtype: str = "float32", factors: str = "both") -> RecordDict:
     return RecordDict(
         {
             "adapter": to_record(pack(ADAPTER, dtype, factors)),
-            "reply": ConfigRecord({"round": ROUND, "base": BASE}),
+            "reply": ConfigRecord({"round": ROUND, "base": BASE, "data": data_of(0)}),
             "metrics": MetricRecord({"num-examples": 10, "loss": 1.0, "tokens": 5}),
         }
     )

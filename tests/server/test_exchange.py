@@ -15,13 +15,15 @@ from server.roster import Member, Roster
 from simulations.grid import InProcessGrid
 from strategies.strategy import GlobalModel, LocalRule
 from tests.adapter_generators import make_adapter
-from tests.fake_clients import BASE, SHAPES, fake_app, settings_of, trained
+from tests.fake_clients import BASE, SHAPES, data_of, fake_app, settings_of, trained
 from tests.server.malformed_replies import MALFORMED_REPLIES
 
 SETTINGS = settings_of("unused")
 RANK, ROUND = 2, 3
 TRIPLES = tuple(sorted((name, m, n) for name, (m, n) in SHAPES.items()))
-MEMBERS = [Member(f"client-0{k}", k, 2 + k, RANK, 10, BASE, TRIPLES) for k in range(2)]
+MEMBERS = [
+    Member(f"client-0{k}", k, 2 + k, RANK, 10, BASE, TRIPLES, data=data_of(0)) for k in range(2)
+]
 ASKED = [Asked(member, LocalRule()) for member in MEMBERS]
 ROSTER = Roster(MEMBERS, BASE, SHAPES, {})
 HONEST = trained(draw(SHAPES, RANK, 5, 2.0), 5)
@@ -33,7 +35,7 @@ def content(adapter: Adapter = HONEST, **metrics: Any) -> RecordDict:
     return RecordDict(
         {
             "adapter": to_record(pack(adapter)),
-            "reply": ConfigRecord({"round": ROUND, "base": BASE}),
+            "reply": ConfigRecord({"round": ROUND, "base": BASE, "data": data_of(0)}),
             "metrics": MetricRecord(numbers),
         }
     )

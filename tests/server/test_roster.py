@@ -60,6 +60,23 @@ def test_who_has_another_base_is_left_out_by_name() -> None:
     assert roster.left_out == {"client-01": "has base model other, the run's is fake-base"}
 
 
+def test_who_has_another_chat_template_is_left_out_by_name() -> None:
+    def say(*hashes: str) -> Any:
+        def tamper(client: int, message: Message, reply: Message) -> Message:
+            site_of(reply)["chat-template"] = hashes[client]
+            return reply
+
+        return tamper
+
+    roster = call(say("aa", "bb", "aa"))
+    assert (list(roster.ranks), roster.template) == (["client-00", "client-02"], "aa")
+    assert roster.left_out == {
+        "client-01": "has another chat template (hash bb, the run's is hash aa): "
+        "data.chat-template-file must hold the same at every site"
+    }
+    assert "(no file, the run's is hash aa)" in call(say("aa", "aa", "")).left_out["client-02"]
+
+
 def test_who_has_other_shapes_is_left_out() -> None:
     def other(client: int, message: Message, reply: Message) -> Message:
         if client == 2:
@@ -77,6 +94,7 @@ def test_who_has_other_shapes_is_left_out() -> None:
         ({"modules": ["one"]}, "cannot be read"),
         ({"number": "first"}, "cannot be read"),
         ({"modules": [], "rows": [], "columns": []}, "does not fit"),
+        ({"chat-template": "{{ x }}"}, "the hash of its chat template is none"),
         ({"data": "not a hash"}, "the hash of its data is none"),
         ({"data": "f" * 65}, "the hash of its data is none"),
         ({"data": 7}, "the hash of its data is none"),
@@ -179,3 +197,52 @@ def test_where_all_have_other_data_nobody_can_take_part() -> None:
     expected = r"no client can take part: client-00: its data have changed since .*, client-01: its"
     with pytest.raises(UsageError, match=expected):
         call(with_data("a", "b", "c"), data={f"client-0{k}": "d" for k in range(3)})
+
+
+def with_labels(*labels: Any) -> Any:
+    """Clients with a head of three classes, that say which these are."""
+
+    def say(client: int, message: Message, reply: Message) -> Message:
+        site_of(reply).update({"head": ["score.weight"], "head-shapes": ["3x8"]})
+        site_of(reply)["labels"] = labels[client]
+        return reply
+
+    return say
+
+
+def test_the_labels_are_those_that_the_clients_agree_on() -> None:
+    labels = ["so, so", "1", "\x1b[2J"]
+    roster = call(with_labels(labels, labels, labels))
+    assert roster.labels == tuple(labels)
+    assert list(roster.ranks) == ["client-00", "client-01", "client-02"]
+    assert call().labels == ()
+
+
+def test_who_names_other_labels_is_left_out() -> None:
+    roster = call(with_labels(["a", "b", "c"], ["b", "a", "c"], ["a", "b", "c"]))
+    assert roster.labels == ("a", "b", "c")
+    assert roster.left_out == {
+        "client-01": "has another classification head: data.labels must be the same"
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (["a", "b", "c", "d"], "no list of at most 3"),
+        ("a,b", "no list of at most 3"),
+        ([1, 2], "not texts of at most 1000 characters"),
+        (["a", "b" * 1001], "not texts of at most 1000 characters"),
+        (["a"], "not at least two, each once and none empty"),
+        (["a", "a"], "not at least two, each once and none empty"),
+        (["a", ""], "not at least two, each once and none empty"),
+        (["1", "2.0"], "not at least two, each once and none empty"),
+        (["a\x7f,", "b"], "not at least two, each once and none empty"),
+    ],
+)
+def test_labels_that_are_none_leave_their_client_out(labels: Any, reason: str) -> None:
+    honest = ["[" * 1000, "b"]  # a text with brackets is no list, however deep
+    roster = call(with_labels(labels, honest, honest))
+    assert list(roster.ranks) == ["client-01", "client-02"]
+    assert roster.labels == tuple(honest)
+    assert reason in roster.left_out["node 2"]

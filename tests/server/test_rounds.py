@@ -294,8 +294,10 @@ def test_mixed_ranks_are_refused_before_anything_is_written(tmp_path: Path) -> N
 
 def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(UsageError, match=r"exists already.*--resume"):
+    with pytest.raises(UsageError, match=r"exists already\. Choose another output") as caught:
         play(settings_of(tmp_path / "run"))
+    assert "--" not in str(caught.value)  # flwr run has no such options
+    assert "give the same flwr run command again: with resume=true and output=" in str(caught.value)
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["no folder", "a folder without config"])
@@ -313,6 +315,8 @@ def test_a_run_taken_up_leaves_out_who_has_other_data(tmp_path: Path) -> None:
     def say(client: int, message: Message, reply: Message) -> Message:
         if "site" in reply.content:
             reply.content.config_records["site"]["data"] = data[client]
+        else:
+            reply.content.config_records["reply"]["data"] = data[client]
         return reply
 
     app = fake_app(tamper=say)
@@ -325,6 +329,37 @@ def test_a_run_taken_up_leaves_out_who_has_other_data(tmp_path: Path) -> None:
     data[1] = "bb"
     play(settings_of(tmp_path / "run", rounds=3, resume=True), app)
     assert len(rounds_of(tmp_path / "run")[3]["clients"]) == 3
+
+
+def test_who_changes_its_data_between_rounds_is_excluded_then_left_out(tmp_path: Path) -> None:
+    """It does not connect anew, so nobody asks it who it is: its reply tells."""
+    told: dict[int, list[str]] = {}
+
+    def say(client: int, message: Message, reply: Message) -> Message:
+        content: Any = message.content
+        if "instruction" in content:
+            server_round = content["instruction"]["round"]
+            told.setdefault(server_round, []).append(f"client-0{client}")
+        if client == 1 and max(told, default=0) >= 2:
+            name = "site" if "site" in reply.content else "reply"
+            reply.content.config_records[name]["data"] = "b0"
+        return reply
+
+    play(settings_of(tmp_path / "run", rounds=4), fake_app(tamper=say))
+    first, second, third, fourth = rounds_of(tmp_path / "run")[1:]
+    everybody = ["client-00", "client-01", "client-02"]
+    assert [c["client"] for c in first["clients"]] == everybody
+    (failure,) = second["failures"]
+    assert failure["client"] == "client-01"
+    assert failure["reason"] == (
+        "its data changed since the run began (hash 'b0', before 'da7a0001'): bring them back, or "
+        "begin a new run"
+    )
+    for record in (second, third, fourth):
+        assert [c["client"] for c in record["clients"]] == ["client-00", "client-02"]
+    assert [third["failures"], fourth["failures"]] == [[], []]
+    assert {*told[1]} == {*told[2]} == {*everybody}
+    assert {*told[4]} == {"client-00", "client-02"}
 
 
 def test_resume_needs_the_same_configuration(tmp_path: Path) -> None:

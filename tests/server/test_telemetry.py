@@ -131,6 +131,17 @@ def test_what_never_travelled_is_null_and_not_zero() -> None:
         assert client["change_norm"] is client["distribution_noise"] is None
 
 
+@pytest.mark.parametrize("keeps_b", [True, False])
+def test_the_sum_of_what_clients_changed_is_formed_only_where_it_is_known(keeps_b: bool) -> None:
+    replies = [Reply(Member("c", 0, 0, 5, 10, "b", ()), TRAINED[0], 10, {}, 100)]
+    whole = Updates([Update("c", 1.0, TRAINED[0])])
+    asked = [Asked(replies[0].member, LocalRule(keeps_b=keeps_b))]
+    before = GlobalModel(start=START)
+    sent, changes = broadcast(before, "float32"), changes_of(replies, START)
+    round_record(1, before, before, asked, sent, replies, whole, changes, [])
+    assert ("total" in vars(whole)) != keeps_b
+
+
 def test_a_frozen_tail_is_not_missed() -> None:
     replies = [
         Reply(Member(f"c{k}", k, k, rank, 10, "b", ()), TRAINED[k], 10, {}, 100)

@@ -1,6 +1,7 @@
 """A federated classifier, from the command line to plain PEFT."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,11 @@ from flwr.serverapp import Grid
 
 from adapters.head import unpack_head
 from adapters.records import from_record
+from client.app import app
+from server.rounds import run_rounds
+from server.run_folder import read_config
 from server.state import load_state
+from settings.keys import flatten
 from settings.run import run_settings
 from simulations.grid import InProcessGrid
 from tasks.partition import global_held_out
@@ -218,6 +223,26 @@ def test_own_heads_are_refused_where_they_make_no_sense(
     assert not Path("run").exists()
 
 
+def test_own_heads_need_something_to_be_evaluated_on(bouquet: Run, job: list[str]) -> None:
+    own = ("--set", "clients.head=own", "--ranks", "2,2,2", "--set", "data.client-held-out=0")
+    code, _, errors = bouquet(*job, *own, "-o", "run")
+    assert code == 2
+    said = " ".join(errors.split())
+    assert "clients.head=own leaves no whole global model: each client is evaluated on" in said
+    assert "Set data.client-held-out, such as 0.1" in said
+    assert not Path("run").exists()
+
+
+def test_a_test_set_for_the_global_model_is_none_for_own_heads(
+    bouquet: Run, job: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "test.jsonl").write_text('{"text": "film", "label": "good"}\n')
+    own = ("--set", "clients.head=own", "--ranks", "2,2,2", "--eval-data", "test.jsonl")
+    code, _, errors = bouquet(*job, *own, "-o", "run")
+    assert code == 2
+    assert "clients.head=own leaves no whole global model" in " ".join(errors.split())
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -236,3 +261,34 @@ def test_what_does_not_fit_is_said_before_training(
     if reason is not None:
         assert reason in errors.replace("\n", " ")
         assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_the_order_of_the_labels_is_written_wherever_the_server_runs(
+    evaluates: bool, job: list[str], tmp_path: Path
+) -> None:
+    """As under `flwr run`, where nothing has read the data before the server starts."""
+    names = ("--data", "--model")
+    data, model = (job[job.index(name) + 1] for name in names)
+    settings = run_settings(
+        {
+            "task": "classification",
+            "model.path": model,
+            "data.path": data,
+            "data.prompt": "text",
+            "data.context": 32,
+            "clients.count": 2,
+            "lora.rank": 2,
+            "local.max-steps": 1,
+            "rounds": 1,
+            "evaluate.server": evaluates,
+            "output": str(tmp_path / "run"),
+        }
+    )
+    folder = run_rounds(InProcessGrid(app, 2, flatten(settings)), settings)
+    assert read_config(folder / "config.toml")["data.labels"] == "bad,good,so-so"
+    named = json.loads((folder / "adapter" / "labels.json").read_text())
+    assert named["id2label"] == dict(zip("012", LABELS, strict=True))
+    again = replace(settings, resume=True, rounds=2)
+    run_rounds(InProcessGrid(app, 2, flatten(again)), again)
+    assert len(records_of(str(folder))) == 3

@@ -158,7 +158,8 @@ def test_an_existing_folder(bouquet: Run, small_job: list[str], tmp_path: Path) 
     (tmp_path / "mine").mkdir()
     code, _, err = bouquet(*small_job, "--output", "mine")
     assert code == 2
-    assert "mine exists already. Go on with that run (--resume mine)" in err
+    assert "mine exists already. Choose another output, leave it out for a new number, or" in err
+    assert "go on with: bouquet simulate --resume mine" in " ".join(err.split())
 
 
 def test_resume_of_what_is_not_there(bouquet: Run) -> None:

@@ -1,5 +1,6 @@
 """`bouquet report`: runs that are already there, on one page."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from adapters.errors import UsageError
 from server.run_folder import RunFolder
 from settings.run import run_settings
 from simulations.comparison_folder import Entry, open_comparison
@@ -78,6 +80,33 @@ def test_a_comparison_is_all_its_runs(bouquet: Run, page: dict[Path, list[ReadRu
         ("fedavg", 4, "ranks differ", 0),
         ("fedavg", 5, "not yet run", 0),
     ]
+
+
+def test_an_older_comparison_is_read_and_not_gone_on_with(
+    bouquet: Run, page: dict[Path, list[ReadRun]]
+) -> None:
+    comparison = open_comparison(Path("the old one"), ["flora"], 1, False, {"seed": 4})
+    write_run(comparison.folder(Entry("flora", 4)), "flora", 4)
+    comparison.finished(Entry("flora", 4))
+    file = Path("the old one/comparison.json")
+    written = json.loads(file.read_text()) | {"format": "bouquet-comparison-1"}
+    for later in ("data", "rates", "trials"):
+        del written[later]
+    file.write_text(json.dumps(written))
+    before = file.read_bytes()
+    assert bouquet("report", "the old one")[0] == 0
+    assert [run.failure for run in page[Path("the old one")]] == [None]
+    with pytest.raises(UsageError) as raised:
+        open_comparison(Path("the old one"), ["flora"], 1, False, {"seed": 4, "new": 1})
+    assert str(raised.value) == (
+        "the old one was begun by another version of Bouquet and cannot be gone on with by this "
+        "one (its format is bouquet-comparison-1, expected bouquet-comparison-2): choose another "
+        "--output. What it holds can be read: `bouquet report 'the old one'` draws its runs"
+    )
+    assert file.read_bytes() == before
+    file.write_text(json.dumps(written | {"format": "bouquet-comparison-9"}))
+    with pytest.raises(UsageError, match=r"its format is 'bouquet-comparison-9', expected bouquet"):
+        open_comparison(Path("the old one"), ["flora"], 1, False, {"seed": 4})
 
 
 WRONG = {

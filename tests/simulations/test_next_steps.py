@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from server.run_folder import read_config
+from settings.keys import Value
 from settings.run import run_settings
 from simulations.comparison_folder import load_comparison
+from simulations.job_options import job_layer
 from simulations.summary import OF_ONE_RUN, job_of
 from tasks.partition import global_held_out
 from tests.simulations.conftest import Run
@@ -84,12 +86,61 @@ def test_what_follows_from_another_key_is_not_repeated() -> None:
     assert job_of(settings) == ["--data", "mine.jsonl", "--set", "data.context=48"]
 
 
+def test_each_file_is_named_from_here_where_it_lies_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jsonl", "b, c.jsonl", "chat.jinja"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "here, too").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Value] = {
+        "data.path": "a.jsonl,/elsewhere/d.jsonl,e.jsonl",
+        "data.evaluation": "b, c.jsonl",
+        "data.chat-template-file": "chat.jinja",
+        "start.adapter": "here, too",
+    }
+    settings = run_settings(given)
+    options = job_of(settings)
+    paths = dict(zip(options[::2], options[1::2], strict=True))
+    assert paths["--data"] == "a.jsonl,/elsewhere/d.jsonl,e.jsonl"
+    assert paths["--start-from"] == "here, too"
+    assert "data.chat-template-file=chat.jinja" in options
+    read = {"eval_data": paths["--eval-data"], "data": paths["--data"]}
+    layer = job_layer({**read, "start_from": paths["--start-from"], "set_": [paths["--set"]]})
+    assert run_settings(layer) == settings
+
+
 def test_the_printed_python_loads_a_causal_model(bouquet: Run, small_job: list[str]) -> None:
     code, out, _ = bouquet(*small_job, "-o", 'my "run"')
     assert code == 0
     model = executed(steps_of(out)["use the adapter in Python"])["model"]
     assert model.base_model.model.dtype == torch.float32
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape[1] == 3
+
+
+@pytest.mark.parametrize("save", [save_bert, save_llama])
+def test_the_printed_python_loads_what_clients_with_own_heads_share(
+    bouquet: Run, save: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    lines = [json.dumps({"prompt": f"film {k}", "label": LABELS[k % 3]}) for k in range(60)]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(lines))
+    code, out, err = bouquet(
+        *("simulate", "--task", "classification", "--data", "reviews.jsonl", "-o", "run"),
+        *("--model", save(tmp_path / "base"), "--steps", "2", "--rounds", "1", "--ranks", "4,2"),
+        *("-s", "flora", "--set", "clients.head=own", "--set", "data.context=32", "--lr", "0.03"),
+    )
+    assert code == 0, err
+    meaning = "use the adapter in Python; no head is in it, as each client kept its own"
+    names = executed(steps_of(out)[meaning])
+    model, tokenizer = names["model"].eval(), names["tokenizer"]
+    assert model.config.id2label == dict(enumerate(LABELS))
+    with torch.no_grad():
+        inputs = tokenizer(["film 1", "a film"], return_tensors="pt", padding=True)
+        shared = model(**inputs).logits
+        with model.disable_adapter():
+            alone = model(**inputs).logits
+    assert shared.shape == (2, 3)
+    assert not torch.allclose(shared, alone)
 
 
 @pytest.mark.parametrize("save", [save_bert, save_gpt2, save_llama])

@@ -4,15 +4,20 @@ import json
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.errors import UsageError
+from client.app import app as client_app
+from server.data_record import data_record, evaluated_record, refuse_changed_data
 from server.evaluation import with_labels
+from server.rounds import run_rounds
 from server.run_folder import read_config
-from simulations.data_record import data_record, refuse_changed_data
+from settings.keys import flatten
+from simulations.grid import InProcessGrid
 from simulations.simulate import Plan, prepare
 from tasks.partition import Federation
 from tests.simulations.conftest import Run
@@ -83,7 +88,7 @@ def test_a_run_goes_on_from_any_folder(
     assert Path(adapter["base_model_name_or_path"]).is_absolute()
     code, _, errors = bouquet(*job, "--data", "my data.jsonl", "-o", "my run")
     assert code == 2
-    assert "(--resume 'my run')" in errors
+    assert "go on with: bouquet simulate --resume 'my run'" in errors
     monkeypatch.chdir("/")
     code, _, errors = bouquet("simulate", "--resume", tmp_path / "my run", "--rounds", "2")
     assert code == 0, errors
@@ -256,3 +261,51 @@ def test_a_chat_template_is_known_by_what_it_says(tmp_path: Path) -> None:
         refuse_changed_data(before, data_record(nothing), "run")
     with pytest.raises(UsageError, match=r"data.chat-template-file names .*, which cannot be read"):
         data_record(nothing, str(tmp_path / "gone"))
+
+
+def test_a_server_that_evaluates_knows_its_test_set_again(tiny_model: Path, tmp_path: Path) -> None:
+    """As under `flwr run`: no simulation counts the data for it."""
+    write(tmp_path / "train.jsonl", rows(12))
+    for name, word in (("test", "was"), ("moved", "was"), ("other", "will be")):
+        write(tmp_path / f"{name}.jsonl", rows(6, word))
+    plain = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    for name, text in (("one", plain), ("two", f"{plain}!")):
+        (tmp_path / f"{name}.jinja").write_text(text)
+
+    def play(rounds: int, test: str, template: str = "one") -> int:
+        values: dict[str, Any] = {
+            "data__path": str(tmp_path / "train.jsonl"),
+            "data__evaluation": test and str(tmp_path / f"{test}.jsonl"),
+            "data__chat_template_file": str(tmp_path / f"{template}.jinja"),
+            "output": str(tmp_path / "run"),
+            "rounds": rounds,
+            "resume": True,
+            "clients__count": 2,
+            "lora__rank": "2",
+            "local__max_steps": 1,
+        }
+        settings = settings_for(tiny_model, **values)
+        run_rounds(InProcessGrid(client_app, 2, flatten(settings)), settings)
+        return len((tmp_path / "run/rounds.jsonl").read_text().splitlines())
+
+    assert play(1, "test") == 2
+    kept = json.loads((tmp_path / "run/data.json").read_text())
+    assert {part: [each["file"] for each in files] for part, files in kept.items()} == {
+        "evaluation": [str(tmp_path / "test.jsonl")],
+        "chat-template": [str(tmp_path / "one.jinja")],
+    }
+    with pytest.raises(UsageError, match=r"other.jsonl, then .*test.jsonl, has changed since"):
+        play(2, "other")
+    with pytest.raises(UsageError, match=r"begun on 1 files of data.evaluation, and now there are"):
+        play(2, "")
+    with pytest.raises(UsageError, match=r"two.jinja, then .*one.jinja, has changed since"):
+        play(2, "test", template="two")
+    assert play(2, "moved") == 3
+
+
+def test_a_server_that_does_not_evaluate_reads_no_data(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, data__path=str(tmp_path / "gone.jsonl"))
+    with pytest.raises(UsageError, match="where there is no"):
+        evaluated_record(settings)
+    blind = replace(settings, evaluate=replace(settings.evaluate, server=False))
+    assert evaluated_record(blind) is None

@@ -116,6 +116,12 @@ def test_a_resumed_run_needs_the_adapter_no_more(
         for name in ("long", "short")
     )
     assert long == short
+    for name in ("long", "short"):  # its central reference begins there, too
+        code, _, err = bouquet("simulate", "--resume", name, "--rounds", "3", "--central")
+        assert (code, err) == (0, "")
+    long, short = (json.loads(Path(name, "central.json").read_text()) for name in ("long", "short"))
+    del long["train_seconds"], short["train_seconds"]
+    assert long == short
 
 
 def test_a_comparison_begins_every_method_from_it(

@@ -91,6 +91,24 @@ def test_without_a_head_nothing_is_said_of_one(llama_folder: Path, tmp_path: Pat
     assert "modules_to_save" not in config
 
 
+def test_a_classifier_without_its_head_is_a_classifier(folder: Path, tmp_path: Path) -> None:
+    tuned = open_model(folder, labels=LABELS)
+    adapter = random_adapter(tuned, 2)
+    write_peft(adapter, tmp_path / "out", str(folder), None, LABELS)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["task_type"] is None
+    assert "modules_to_save" not in config
+    assert (tmp_path / "out" / "labels.json").is_file()
+    batch = tuned.batch(random_texts(tuned, 6))
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    loaded = by_peft(folder, tmp_path / "out", tuned.base.tokenizer.pad_token_id)
+    state = loaded.base_model.model.state_dict()
+    head = {name: state[name].numpy() for name in tuned.head_shapes}
+    with torch.no_grad(), tuned.adapted(adapter, head=head):
+        wanted = tuned.model(**inputs).logits
+        torch.testing.assert_close(loaded(**inputs).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is")
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "sorter"])
 def test_the_documented_lines_load_a_classifier(

@@ -324,6 +324,23 @@ def test_a_sites_test_set_is_what_it_evaluates_on(tmp_path: Path) -> None:
         own_part(settings(), path, 0, evaluation="gone")
 
 
+def test_a_chat_template_file_is_among_what_was_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", numbered(20))
+    said = {"a": "{{ messages }}", "same": "{{ messages }}", "b": "{{ other }}"}
+    found = {"none": (own_part(settings(), path, 0), federate(settings(path=path), 2, 0).parts[1])}
+    for name, text in said.items():
+        (tmp_path / name).write_text(text)
+        data = settings(path=path, chat_template_file=str(tmp_path / name))
+        found[name] = own_part(data, path, 0), federate(data, 2, 0).parts[1]
+    for site in range(2):
+        prints = {name: parts[site].fingerprint for name, parts in found.items()}
+        templates = {name: parts[site].template for name, parts in found.items()}
+        assert prints["a"] == prints["same"]
+        assert templates["a"] == templates["same"]
+        assert len(set(prints.values())) == len(set(templates.values())) == 3
+        assert templates["none"] == ""
+
+
 def test_the_global_held_out_part_is_cut_to_its_limit(tmp_path: Path) -> None:
     data = settings(path=write(tmp_path / "rows.jsonl", numbered(100)), held_out=0.3)
     whole = federate(data, 4, 0).held_out

@@ -2,17 +2,15 @@
 
     {"data": [{"file": "/srv/train.jsonl", "rows": 7473, "hash": "16b4..."}], "evaluation": []}
 
-A file may move or be renamed, and may be touched: what counts is the columns that were read.
+A file may move or be renamed, and may be touched: what counts is the columns that were read. In a
+simulation the record is of all its data; that of a ServerApp is of what it evaluates on.
 """
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from adapters.errors import UsageError
-from tasks.examples import Source
-from tasks.partition import Federation
+from settings.run import RunSettings
 
 PARTS = {
     "data": "data.path",
@@ -21,31 +19,40 @@ PARTS = {
 }
 
 
-def data_record(federation: Federation, chat_template_file: str = "") -> dict[str, Any]:
+def data_record(federation: Any, chat_template_file: str = "") -> dict[str, Any]:
     """The record of a federation's data, and of the template that its conversations go through.
 
+    federation: of tasks/partition.py.
     Raises UsageError where that file cannot be read.
     """
+    from tasks.partition import template_sources
+
     parts = {
         "data": federation.sources,
         "evaluation": federation.tests,
-        "chat-template": _template(chat_template_file) if chat_template_file else (),
+        "chat-template": template_sources(chat_template_file),
     }
     return {name: [_entry(source) for source in sources] for name, sources in parts.items()}
 
 
-def _template(file: str) -> tuple[Source]:
-    try:
-        content = Path(file).read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"data.chat-template-file names {file}, which cannot be read: {error.strerror}"
-        ) from error
-    rows = len(content.splitlines())
-    return (Source(file, rows, hashlib.sha256(content).hexdigest()),)
+def evaluated_record(settings: RunSettings) -> dict[str, Any] | None:
+    """The record of what the server evaluates on, and of the template; None where it does not.
+
+    A test set of its own stands alone: what lies at data.path is then not evaluated on.
+    """
+    if not settings.evaluate.server:
+        return None
+    from tasks.partition import federate
+
+    data = settings.data
+    federation = federate(data, settings.clients.count, settings.seed, settings.task)
+    record = data_record(federation, data.chat_template_file)
+    if record["evaluation"]:
+        del record["data"]
+    return record
 
 
-def _entry(source: Source) -> dict[str, Any]:
+def _entry(source: Any) -> dict[str, Any]:
     return {"file": source.path, "rows": source.rows, "hash": source.fingerprint}
 
 
@@ -55,9 +62,9 @@ def refuse_changed_data(before: Mapping[str, Any], now: Mapping[str, Any], run: 
     A record without a part says nothing of it.
     """
     for part, key in PARTS.items():
-        if part not in before:
+        if part not in before or part not in now:
             continue
-        old, new = before[part], now.get(part, [])
+        old, new = before[part], now[part]
         if len(old) != len(new):
             raise UsageError(
                 f"{run} was begun on {len(old)} files of {key}, and now there are {len(new)}: "
