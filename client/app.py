@@ -191,6 +191,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
                     "loss": trained.loss,
                     "tokens": trained.tokens,
                     "steps": trained.steps,
+                    "examples-seen": trained.examples,
                     "seconds": trained.seconds,
                     "peak-bytes": trained.peak_bytes,
                     "wire-error": wire_error,

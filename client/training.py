@@ -39,6 +39,8 @@ class Trained:
     """Mean loss per target token over the steps of this round, before each step."""
     tokens: int
     """Target tokens trained on."""
+    examples: int
+    """Examples trained on, each as often as it was in a batch."""
     steps: int
     seconds: float
     peak_bytes: int
@@ -113,7 +115,7 @@ def train(
     steps = plan_steps(len(examples), local)
     groups = _groups(examples, local, seed)
     bfloat16 = computes_in_bfloat16(local.precision, device, tuned.dtype)
-    total_loss, total_tokens = 0.0, 0
+    total_loss, total_tokens, total_examples = 0.0, 0, 0
     observer = _observer.get()
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -133,7 +135,8 @@ def train(
         ):
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = learning_rate(step, steps, local)
-                batches = [tuned.batch([examples[i] for i in batch]) for batch in next(groups)]
+                group = next(groups)
+                batches = [tuned.batch([examples[i] for i in batch]) for batch in group]
                 tokens = sum(batch.targets for batch in batches)
                 loss = _backward(tuned, batches, tokens, bfloat16, parameters)
                 if not math.isfinite(loss):
@@ -150,6 +153,7 @@ def train(
                 optimizer.zero_grad()
                 total_loss += loss * tokens
                 total_tokens += tokens
+                total_examples += sum(map(len, group))
                 if observer is not None:
                     observer(step + 1, steps)
         tuned.model.eval()
@@ -161,6 +165,7 @@ def train(
         kept,
         loss=total_loss / total_tokens,
         tokens=total_tokens,
+        examples=total_examples,
         steps=steps,
         seconds=time.perf_counter() - began,
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,

@@ -44,6 +44,8 @@ class Status:
     """Rounds that its configuration asks for."""
     strategy: str
     finished: bool
+    personal: bool
+    """Each client has a model of its own, so there is no global one to export."""
     idle_seconds: float
     """Since anything was written."""
 
@@ -51,6 +53,12 @@ class Status:
     def done(self) -> int:
         """The newest round."""
         return int(self.records[-1]["round"]) if self.records else 0
+
+    @property
+    def own_losses(self) -> bool:
+        """Whether the held-out losses of its rounds are the clients', each of its own model."""
+        known = {key for record in self.records if record["round"] > 0 for key in record}
+        return "held_out_loss" not in known and (self.personal or "client_held_out_loss" in known)
 
     def sites(self) -> list[SiteTotals]:
         """Every site that was ever asked, by name."""
@@ -74,6 +82,11 @@ class Status:
 
     def next_step(self, link: str = "LINK") -> str:
         """What an operator does now."""
+        if self.finished and self.personal:
+            return (
+                f"finished: {self.strategy} has a model for each client, and no global adapter; "
+                f"bouquet report {self.folder} draws the run"
+            )
         if self.finished:
             return (
                 f"finished: the adapter is in {self.folder}/adapter; bouquet report {self.folder} "
@@ -106,6 +119,7 @@ def read_status(folder: Path) -> Status:
         wanted=wanted,
         strategy=strategy,
         finished=bool(records) and done >= wanted and (personal or (folder / "adapter").is_dir()),
+        personal=personal,
         idle_seconds=max(0.0, time.time() - written),
     )
 

@@ -24,7 +24,7 @@ from strategies.strategy import BOTH
 MAX_EXAMPLES = 10**9
 MAX_METRIC = 10**18
 """Sums and products of a few of these are still numbers."""
-COUNTS = ("tokens", "steps", "seconds", "peak-bytes")
+COUNTS = ("tokens", "steps", "examples-seen", "seconds", "peak-bytes")
 MAX_SCALE = 1e4
 MAX_FACTOR = 1e4
 """No trained factor comes near; larger values are damage or malice."""

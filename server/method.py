@@ -44,3 +44,15 @@ def _check_head(settings: RunSettings) -> None:
             "evaluate.trained needs the clients' heads, and under clients.head=own they never "
             "travel: set one of the two otherwise"
         )
+
+
+def judged_by_clients(settings: RunSettings) -> bool:
+    """Whether the losses of a run are the clients' own, because there is no global one to evaluate.
+
+    So it is where each client has a model of its own, or its own head on the global one, and where
+    the clients evaluate and the server does not.
+    """
+    if make_strategy(settings.strategy.name).properties.personal:
+        return True
+    own_heads = settings.task == "classification" and settings.clients.head == "own"
+    return own_heads or (settings.evaluate.clients and not settings.evaluate.server)

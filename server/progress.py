@@ -79,8 +79,9 @@ class LogObserver:
         log.info(logfmt("round", **plain))
 
     def run_finished(self, folder: Path) -> None:
-        """Say where the adapter is."""
-        log.info(logfmt("finished", adapter=folder / "adapter"))
+        """Say where the adapter is; methods with personal models export none."""
+        adapter = folder / "adapter"
+        log.info(logfmt("finished", adapter=adapter if adapter.is_dir() else "none"))
 
     def how_to_go_on(self, folder: Path) -> str:
         """By Flower: nobody watches, so no command of Bouquet's own started it."""

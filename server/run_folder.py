@@ -45,6 +45,19 @@ class RunFolder:
         self.adapter_path = path / "adapter"
         self._log_path = path / "rounds.jsonl"
 
+    def check_fits(self, settings: RunSettings) -> None:
+        """UsageError where a run with these settings can neither begin here nor go on."""
+        if settings.resume and (self.path / "config.toml").is_file():
+            self.check_same(settings)
+        elif not settings.resume and self.path.exists():
+            raise self._exists()
+
+    def _exists(self) -> UsageError:
+        return UsageError(
+            f"{self.path} exists already. Choose another output, leave it out for a new number, or "
+            f"{how_to_go_on(self.path)}"
+        )
+
     def create(
         self,
         settings: RunSettings,
@@ -60,10 +73,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=settings.resume)
         except FileExistsError:
-            raise UsageError(
-                f"{self.path} exists already. Choose another output, leave it out for a new "
-                f"number, or {how_to_go_on(self.path)}"
-            ) from None
+            raise self._exists() from None
         except OSError as error:
             raise UsageError(f"{self.path} cannot be made: {error.strerror}") from error
         if data is not None:

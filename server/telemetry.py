@@ -71,6 +71,7 @@ def round_record(
                 "loss": reply.metrics.get("loss"),
                 "tokens": int(reply.metrics.get("tokens", 0)),
                 "steps": int(reply.metrics.get("steps", 0)),
+                **_seen(reply),
                 "change_norm": norms[k],
                 "distribution_noise": missed[reply.adapter.rank][0],
                 "bytes_up": reply.bytes_up,
@@ -86,6 +87,12 @@ def round_record(
         "module_noise": found.modules if found else None,
         "module_distribution_noise": _mean_of_modules(replies, updates, missed) if found else None,
     }
+
+
+def _seen(reply: Reply) -> dict[str, int]:
+    """Examples trained on, where the client counted them; an earlier Bouquet's did not."""
+    seen = reply.metrics.get("examples-seen")
+    return {} if seen is None else {"examples_seen": int(seen)}
 
 
 def _similarity(changes: Changes, names: Sequence[str], seed: int) -> dict[str, Any]:

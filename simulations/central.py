@@ -61,6 +61,7 @@ def play_central(bench: Bench, on_phase: Callable[[str], None]) -> dict[str, Any
         "train_loss": trained.loss,
         "train_tokens": trained.tokens,
         "train_steps": trained.steps,
+        "examples_seen": trained.examples,
         "train_seconds": trained.seconds,
         "global_rank": trained.adapter.rank,
         **bench.evaluate_globally(trained),
@@ -84,6 +85,7 @@ def central_reference(
     result = {
         "rank": max(settings.ranks()),
         "steps": trained.steps,
+        "examples_seen": trained.examples,
         "tokens": trained.tokens,
         "train_loss": trained.loss,
         **bench.evaluate_globally(trained),

@@ -27,10 +27,10 @@ def check(
     set_: job.SetOption = None,
     debug: job.DebugOption = False,
 ) -> None:
-    """Check a site before it joins: one line each, OK or what to do. Exit code 1 if anything is.
+    """Check a site before it joins: each check prints a line, OK or what is wrong and what to do.
 
-    The run's keys matter to data, memory and identity: give them by --config or --set as the
-    coordinator will.
+    The exit code is 1 if anything is wrong. The run's keys matter to data, memory and identity:
+    give them by --config or --set as the coordinator will.
 
     Examples:
       bouquet check sites/oslo --config run.toml --identity 16b426c7cc42a7cab301219cd56c40eb

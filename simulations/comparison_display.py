@@ -171,7 +171,7 @@ class ComparisonDisplay:
     def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
         """Where a resumed run stands, and who is left out."""
         self._done = done
-        if done and rounds <= self._rounds:
+        if done < rounds <= self._rounds and done:
             self._print(f"  going on after round {done} of {rounds}")
         for client, reason in roster.left_out.items():
             self._warn(f"  {client} is left out: {reason}")
@@ -217,7 +217,7 @@ def results_table(rows: Sequence[SummaryRow]) -> Table:
     """One row a strategy, the best first.
 
     Where a method has personal models only, `own parts` is the mean over clients, each on its own
-    held-out part, for all.
+    held-out part, for all: of losses weighted by tokens, of accuracies each client counting once.
     """
     best = headline_metric(rows)
     classifies = best != LOSS
@@ -225,7 +225,7 @@ def results_table(rows: Sequence[SummaryRow]) -> Table:
     columns = {
         "held-out\nloss": (LOSS, "{:.4f}"),
         "accuracy": ("held_out_accuracy", "{:.3f}"),
-        "own\nparts": (f"client_{own}_mean", "{:.3f}"),
+        "own\nparts": ("client_accuracy_mean" if classifies else "client_held_out_loss", "{:.3f}"),
         "worst\nclient": (f"worst_client_{own}", "{:.3f}"),
         "size of\nchange": ("mean_change_norm", "{:.3g}"),
         "bytes": ("bytes", ""),

@@ -24,19 +24,23 @@ from server.roster import Member, Roster
 from server.run_folder import RunFolder
 from settings.run import RunSettings
 from settings.site import client_name
-from settings.units import human_bytes
+from settings.units import counted, from_to, human_bytes
 from simulations.simulate import Plan
 from strategies.registry import make_strategy
 from tasks.reasons import count_lines
 
-COLUMNS = ("round", "train loss", "held-out loss", "up", "down", "noise", "seconds")
+HELD_OUT, OWN_LOSS = "held-out loss", "clients' loss"
+COLUMNS = ("round", "train loss", HELD_OUT, "up", "down", "noise", "seconds")
 WIDTHS = (7, 12, 15, 11, 11, 11, 10)
 LONGEST_NOTE = 1000
 
 
-def round_cells(record: Mapping[str, Any]) -> list[str]:
-    """One row of the table from one line of rounds.jsonl."""
-    loss = record.get("held_out_loss", record.get("client_held_out_loss"))
+def round_cells(record: Mapping[str, Any], own: bool = False) -> list[str]:
+    """One row of the table from one line of rounds.jsonl.
+
+    own: the loss is the clients', on what each holds out, as in every row of such a run.
+    """
+    loss = record.get("client_held_out_loss" if own else "held_out_loss")
     base = record["round"] == 0
     seconds = record.get("evaluate_seconds" if base else "seconds")
     return [
@@ -70,17 +74,19 @@ def plan_panel(settings: RunSettings, plan: Plan, title: str, methods: str = "")
     model, dealt = map(escape, (plan.model, _dealt(settings)))
     lines = [
         methods or f"[bold]{properties.title}[/]  [dim]{properties.source}[/]",
-        f"{len(ranks)} clients of rank {listing(ranks, limit=12)}; {settings.rounds} rounds"
+        f"{counted(len(ranks), 'client')} of rank {listing(ranks, limit=12)}; "
+        f"{counted(settings.rounds, 'round')}"
         + (f", {settings.clients.fraction:.0%} each" if settings.clients.fraction < 1 else ""),
         f"model {model}: {plan.parameters / 1e6:.1f} M parameters, LoRA on {plan.modules} "
         f"modules, {plan.device}",
         *map(escape, plan.notes),
-        f"data {_paths(plan.files)}: {sum(examples):,} training examples dealt {dealt} "
-        f"({min(examples):,} to {max(examples):,} each), {_held_out(plan)}",
+        f"data {_paths(plan.files)}: {counted(sum(examples), 'training example')} dealt "
+        f"{dealt} ({from_to(examples)} each), {_held_out(plan)}",
         *(found for found in map(escape, plan.found)),
         *([_classes(plan.classes)] if plan.classes else []),
-        f"each round a client takes {plan.steps} of {plan.epoch_steps} steps of "
-        f"{settings.local.batch_size * settings.local.accumulation} examples"
+        f"each round a client takes {plan.steps} of "
+        f"{counted(plan.epoch_steps, 'step')} of "
+        f"{counted(settings.local.batch_size * settings.local.accumulation, 'example')}"
         + (", --steps 0 takes all" if plan.steps != plan.epoch_steps else ""),
     ]
     for prefix, counts in (("", plan.counts), ("held out: ", plan.held_out_counts)):
@@ -127,11 +133,14 @@ def _dealt(settings: RunSettings) -> str:
 class Display:
     """A RunObserver that draws, and a listener for the grid and the local trainer."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, own: bool = False) -> None:
+        """own: the loss in the table is the clients', on what each holds out."""
         self.console = console
+        self._own = own
+        self._columns = tuple(OWN_LOSS if own and c == HELD_OUT else c for c in COLUMNS)
         self.folder: Path | None = None
         self._table = Table(box=None, padding=0, header_style="bold")
-        for name, width in zip(COLUMNS, WIDTHS, strict=True):
+        for name, width in zip(self._columns, WIDTHS, strict=True):
             self._table.add_column(name, justify="right", width=width, no_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -178,10 +187,13 @@ class Display:
     def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
         """Remember folder and ranks; say where a resumed run stands."""
         self.folder, self._rounds, self._ranks = folder, rounds, roster.ranks
-        if done:
+        if done >= rounds:
+            text = f"finished already, after round {done}: --rounds {done + 2} goes on"
+            self.console.print(text, markup=False)
+        elif done:
             self.console.print(f"going on after round {done} of {rounds} in {folder}", markup=False)
         if not self.console.is_terminal:
-            self.console.print(_line(COLUMNS))
+            self.console.print(_line(self._columns))
         for record in RunFolder(folder).rounds():
             self._show(record)
         for client, reason in roster.left_out.items():
@@ -227,9 +239,10 @@ class Display:
         return f"go on with: {shlex.join(['bouquet', 'simulate', '--resume', str(folder)])}"
 
     def _show(self, record: Mapping[str, Any]) -> None:
-        self._table.add_row(*round_cells(record))
+        cells = round_cells(record, self._own)
+        self._table.add_row(*cells)
         if not self.console.is_terminal:
-            self.console.print(_line(round_cells(record)))
+            self.console.print(_line(cells))
 
     def _note(self, text: str) -> None:
         text = quoted(text, LONGEST_NOTE)

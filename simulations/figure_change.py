@@ -43,7 +43,8 @@ def change_plot(lineup: Sequence[Series]) -> Plot | None:
     figure, panels = style.panels(len(found), 5, 1.75, share_y=True)
     for axes, (series, of_clients, mean) in zip(panels, found, strict=True):
         _panel(axes, series, of_clients, mean)
-    panels[0].set_ylim(bottom=0.0)
+    most = max(v for _, clients, mean in found for v in _known(*clients, mean))
+    panels[0].set_ylim(0.0, 1.12 * most if most > 0.0 else 1.0)  # whole markers at the top
     figure.supxlabel("round", fontsize=9, color=style.MUTED)
     figure.supylabel("size of a client's change", fontsize=9, color=style.MUTED)
     return Plot(
@@ -78,6 +79,11 @@ def _rows(name: str, run: Run, sizes: Mapping[str, Mapping[int, float]]) -> list
             ("mean", mean),
         ]
     ]
+
+
+def _known(*lines: Mapping[int, float]) -> list[float]:
+    """All that is drawn of these lines."""
+    return [value for line in lines for value in line.values() if not math.isnan(value)]
 
 
 def _with_gaps(run: Run) -> dict[int, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from adapters.errors import listing
 from simulations import figure_style as style
 from simulations.figure_data import (
     Curve,
@@ -17,6 +18,7 @@ from simulations.figure_data import (
     number,
     sentences,
     summed,
+    without_global_model,
 )
 from simulations.figure_style import Plot
 from simulations.results import Run
@@ -29,6 +31,8 @@ METRICS = {
     "client_held_out_loss": ("The clients' own held-out loss", "client-loss", "nats per target"),
     "loss_before_aggregation": ("Loss before aggregation", "loss-before", "nats per target"),
 }
+GLOBAL = ("held_out_loss", "held_out_accuracy", "held_out_macro_f1")
+"""Metrics of the global model."""
 EXPECTED = {
     "held_out_loss": "Loss of the global model on the examples that no client trains on; lower is "
     "better.",
@@ -64,7 +68,11 @@ def quality_plot(lineup: Sequence[Series], key: str, x: str) -> Plot | None:
     axes = figure.subplots()
     rows: list[list[Any]] = []
     curves = []
+    without: list[str] = []
     for series in lineup:
+        if key in GLOBAL and without_global_model(series, key):
+            without.append(series.title)
+            continue
         joined = _against(series, key, x, rows)
         if joined is None:
             continue
@@ -90,7 +98,15 @@ def quality_plot(lineup: Sequence[Series], key: str, x: str) -> Plot | None:
     return Plot(
         name=f"{name}-{x}",
         title=f"{title} {over}",
-        caption=sentences(EXPECTED[key], explained, _bands(lineup), _levels(lineup, key)),
+        caption=sentences(
+            EXPECTED[key],
+            explained,
+            _bands(lineup),
+            _levels(lineup, key),
+            f"Without a global model, and so not drawn: {listing(without, limit=8)}."
+            if without
+            else "",
+        ),
         figure=figure,
         columns=["strategy", "seed", "round", *([] if x == ROUNDS else [f"{x}_so_far"]), key],
         rows=rows,

@@ -205,6 +205,42 @@ def change_norms(run: Run) -> dict[str, dict[int, float]]:
     return found
 
 
+def without_global_model(series: Series, key: str) -> bool:
+    """Whether a metric of the global model is known of the base alone: trained, there is none.
+
+    So it is of methods with personal models, and where each client keeps its own head.
+    """
+    if series.personal:
+        return True
+    trained = [record for run in series.drawn for record in run.rounds if record["round"] > 0]
+    judged = any(number(record.get("client_held_out_loss")) is not None for record in trained)
+    return judged and all(number(record.get(key)) is None for record in trained)
+
+
+NOT_DRAWN = {
+    "aggregation_noise": "aggregation noise",
+    "effective_rank": "the effective rank of the change",
+    "mean_change_norm": "the size of the clients' changes",
+}
+
+
+def nowhere_drawn(lineup: Sequence[Series]) -> str:
+    """What to say of figures that are not there, because nothing in them is known of any run."""
+    methods = [series for series in lineup if not series.reference]
+    found = []
+    if methods and all(without_global_model(series, "held_out_loss") for series in methods):
+        names = listing([series.title for series in methods], limit=8)
+        found.append(
+            f"Without a global model there is no held-out loss of one over rounds: {names}."
+        )
+    for key, words in NOT_DRAWN.items():
+        if not any(by_round(run, key) for series in methods for run in series.drawn):
+            said = not_known(methods, key)
+            if said:
+                found.append(f"{words[0].upper()}{words[1:]}: {said[0].lower()}{said[1:]}")
+    return sentences(*found)
+
+
 def not_known(lineup: Sequence[Series], key: str) -> str:
     """A sentence that names the strategies with rounds in which the server cannot know this key.
 

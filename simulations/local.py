@@ -66,6 +66,7 @@ def play_local(bench: Bench, on_phase: Callable[[str], None]) -> dict[str, Any]:
                 "loss": model.loss,
                 "tokens": sum(trained.tokens for trained in rounds),
                 "steps": sum(trained.steps for trained in rounds),
+                "examples_seen": sum(trained.examples for trained in rounds),
                 "train_seconds": sum(trained.seconds for trained in rounds),
                 "bytes_up": 0,
                 "bytes_down": 0,

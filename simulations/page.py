@@ -18,7 +18,8 @@ from adapters.errors import BouquetError, listing
 from server.state import write_durably
 from settings.keys import flatten, shown_value
 from settings.run import default_values, parse_ranks, run_settings
-from simulations.figure_data import MARKERS, Series, line_up, noise_as_before
+from settings.units import counted
+from simulations.figure_data import MARKERS, Series, line_up, noise_as_before, nowhere_drawn
 from simulations.figure_style import HUES, PHASES, Plot, inline_svg, styled, write_png
 from simulations.figures import SECTIONS, all_plots
 from simulations.page_summary import table
@@ -131,6 +132,7 @@ def _render(
         facts=facts(runs, lineup),
         several=several,
         noise_as_before=noise_as_before(lineup),
+        not_drawn=nowhere_drawn(lineup),
         lineup=lineup,
         samples={series.number: _sample(series) for series in lineup},
         columns=columns,
@@ -172,7 +174,7 @@ def facts(runs: Sequence[Run], lineup: Sequence[Series]) -> list[str]:
         most = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else str(rounds[0])
         found.append(f"{most} round{'s' if rounds[-1] != 1 else ''}")
     if "clients.count" in config:
-        text = f"{config['clients.count']} clients"
+        text = counted(int(config["clients.count"]), "client")
         try:
             ranks = sorted(set(parse_ranks(str(config["lora.rank"]))), reverse=True)
             text += f" of rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")

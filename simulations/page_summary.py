@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from settings.units import human_bytes
-from simulations.figure_data import Series
+from simulations.figure_data import Series, number
 from simulations.page_verdict import (
     ACCURACY,
     EVALUATED,
     MACRO_F1,
+    OWN_ACCURACY,
+    OWN_LOSS,
     base_metrics,
     federated,
     headline_of,
@@ -65,6 +67,10 @@ def _digits(value: float) -> str:
     return f"{value:.3g}"
 
 
+def _rate(value: float) -> str:
+    return f"{value:g}"
+
+
 def _noise(value: float) -> str:
     return "0" if value == 0.0 else f"{value:.1e}".replace("-", "\N{MINUS SIGN}")
 
@@ -79,8 +85,10 @@ def seconds(value: float) -> str:
 
 
 OWN = "what clients hold out of their own data"
-DEVIATION = "Standard deviation over clients"
+DEVIATION = "Standard deviation over clients, each counting once"
+RATE = "learning_rate"
 COLUMNS = (
+    Column(RATE, "rate", _rate, 0.0, "The learning rate that --tune-rates chose"),
     Column(ACCURACY, "accuracy", _share, -1.0, "Of the global model on held-out examples"),
     Column(MACRO_F1, "macro-F1", _share, -1.0, "Mean over classes"),
     Column(LOSS, "held-out loss", _loss, 1.0, "Of the global model, nats per target"),
@@ -92,10 +100,10 @@ COLUMNS = (
         0.0,
         "Norm of what a client's training changes in a round, mean over clients and rounds",
     ),
-    Column("client_accuracy_mean", "clients' mean", _share, -1.0, f"Accuracy on {OWN}"),
+    Column(OWN_ACCURACY, "clients' mean", _share, -1.0, f"Accuracy on {OWN}, each counting once"),
     Column("worst_client_accuracy", "worst client", _share, -1.0, f"Least accuracy on {OWN}"),
     Column("client_accuracy_deviation", "between clients", _share, 0.0, DEVIATION),
-    Column("client_loss_mean", "clients' mean", _loss, 1.0, f"Loss on {OWN}"),
+    Column(OWN_LOSS, "clients' mean", _loss, 1.0, f"Loss on {OWN}, weighted by tokens"),
     Column("worst_client_loss", "worst client", _loss, 1.0, f"Largest loss on {OWN}"),
     Column("client_loss_deviation", "between clients", _share, 0.0, DEVIATION),
     Column("bytes_up", "up", human_bytes, 1.0, "All clients, all rounds"),
@@ -111,7 +119,7 @@ COLUMNS = (
 )
 MOST_BEST = 3
 """Where more share the best value of a column, it says nothing and is not marked."""
-LOSSES_OF_CLIENTS = {"client_loss_mean", "worst_client_loss", "client_loss_deviation"}
+LOSSES_OF_CLIENTS = {OWN_LOSS, "worst_client_loss", "client_loss_deviation"}
 """Left out where there are accuracies."""
 NOT_OF_REFERENCES = ("bytes_up", "bytes_down", "aggregation_noise", "mean_change_norm")
 
@@ -124,7 +132,7 @@ def table(
     base = base_metrics([run for series in lineup for run in series.runs])
     metrics = {row.name: _shown(row, by_name[row.name], base) for row in rows}
     filled = {key for each in metrics.values() for key in each}
-    if "client_accuracy_mean" in filled:
+    if OWN_ACCURACY in filled:
         filled -= LOSSES_OF_CLIENTS
     columns = [column for column in COLUMNS if column.key in filled]
     rivals = [row.name for row in rows if not by_name[row.name].reference]
@@ -155,6 +163,10 @@ def _shown(row: SummaryRow, series: Series, base: Mapping[str, Spread]) -> dict[
     found = dict(row.metrics)
     if LOSS in found and LOSS in base:
         found["change"] = Spread((found[LOSS].mean - base[LOSS].mean,))
+    chosen = [run.tuning.get("chosen") for run in series.runs if run.tuning is not None]
+    rates = {rate for rate in map(number, chosen) if rate is not None}
+    if rates:  # all seeds of a method take the same
+        found[RATE] = Spread(tuple(rates))
     for key in NOT_OF_REFERENCES if series.reference else ():
         found.pop(key, None)
     if series.personal:

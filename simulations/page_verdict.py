@@ -5,18 +5,22 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from adapters.errors import listing
-from settings.units import human_bytes
+from settings.units import counted, human_bytes
 from simulations.figure_data import Series, number
 from simulations.results import LOSS, Run, Spread, SummaryRow, headline_metric
 
 ACCURACY, MACRO_F1 = "held_out_accuracy", "held_out_macro_f1"
-OWN_LOSS, OWN_ACCURACY = "client_loss_mean", "client_accuracy_mean"
+OWN_LOSS, OWN_ACCURACY = "client_held_out_loss", "client_accuracy_mean"
 EVALUATED = (ACCURACY, MACRO_F1, LOSS)
 HEADLINES = {
     LOSS: ("held-out loss", "lowest", 1.0),
     ACCURACY: ("held-out accuracy", "highest", -1.0),
-    OWN_LOSS: ("mean loss on the clients' own held-out examples", "lowest", 1.0),
-    OWN_ACCURACY: ("mean accuracy on the clients' own held-out examples", "highest", -1.0),
+    OWN_LOSS: ("mean loss, by tokens, on the clients' own held-out examples", "lowest", 1.0),
+    OWN_ACCURACY: (
+        "mean accuracy, each client counting once, on the clients' own held-out examples",
+        "highest",
+        -1.0,
+    ),
 }
 """Metric -> its words, what its best value is called, and 1 where less is better."""
 VISIBLE = 5e-5
@@ -47,7 +51,7 @@ def base_metrics(runs: Sequence[Run]) -> dict[str, Spread]:
     first = {run.seed: run.rounds[0] for run in runs if run.rounds and run.rounds[0]["round"] == 0}
     found: dict[str, list[float]] = {}
     for record in first.values():
-        for key in EVALUATED:
+        for key in (*EVALUATED, OWN_LOSS):
             value = number(record.get(key))
             if value is not None:
                 found.setdefault(key, []).append(value)
@@ -144,7 +148,8 @@ def _alone(
 ) -> list[str]:
     words = HEADLINES[headline][0]
     spread, rounds = row.metrics[headline], row.metrics["rounds"].most
-    found = f"After {rounds:.0f} rounds {titles[row.name]} has a {words} of {_with_spread(spread)}"
+    found = f"After {counted(int(rounds), 'round')} {titles[row.name]} has a {words} of "
+    found += _with_spread(spread)
     found += _from_base(spread, base)
     if headline == LOSS and base is not None:
         before, after = (math.exp(min(value, 700.0)) for value in (base.mean, spread.mean))
@@ -181,12 +186,12 @@ def _without_global_model(rows: Sequence[SummaryRow], lineup: Sequence[Series]) 
     personal = {series.name: series.title for series in lineup if series.personal}
     found = []
     for row in rows:
-        metric = "accuracy" if "client_accuracy_mean" in row.metrics else "loss"
-        mean = row.metrics.get(f"client_{metric}_mean")
+        metric = OWN_ACCURACY if OWN_ACCURACY in row.metrics else OWN_LOSS
+        mean = row.metrics.get(metric)
         if row.name in personal and mean is not None:
             found.append(
-                f"{personal[row.name]} has a model for each client and no global one; on the "
-                f"clients' own held-out examples its mean {metric} is {mean.mean:.4f}."
+                f"{personal[row.name]} has a model for each client and no global one; its "
+                f"{HEADLINES[metric][0]} is {mean.mean:.4f}."
             )
     return found
 

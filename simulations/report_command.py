@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from adapters.errors import UsageError
+from settings.units import counted
 from simulations import job_options as job
 from simulations.results import Run, read_run
 from simulations.terminal import console
@@ -45,7 +46,7 @@ def report(
     from simulations.page import write_report
 
     page = write_report(target, told_apart(found))
-    console.print(f"{len(found)} runs on one page: {page}", soft_wrap=True, markup=False)
+    console.print(f"{counted(len(found), 'run')} on one page: {page}", soft_wrap=True, markup=False)
 
 
 def read_folder(folder: Path) -> list[Run]:

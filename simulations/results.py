@@ -170,6 +170,7 @@ def last_value(run: Run, key: str) -> Any:
 def final_metrics(run: Run) -> dict[str, float]:
     """The last values of a run and its totals; a key is absent where the run has no such metric.
 
+    `client_held_out_loss` is the mean over the clients' own held-out parts, weighted by tokens.
     `worst_client_*`, `client_*_deviation` and `client_*_mean` are over the clients' own held-out
     parts, each client counting once; bytes and seconds are sums over all rounds, and
     `mean_change_norm` is the mean over rounds.
@@ -205,8 +206,8 @@ def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
     """One row a strategy over its seeds, the best first; those without a whole run come last.
 
     A method with personal models has no global one to evaluate. Such rows come after the others,
-    by the mean over clients on their own held-out parts: two losses on different examples do not
-    compare.
+    by the clients' mean on their own held-out parts, of losses weighted by tokens, of accuracies
+    each client counting once: two losses on different examples do not compare.
     """
     rows = []
     for name in dict.fromkeys(run.name for run in runs):
@@ -218,7 +219,9 @@ def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
         failures = {run.seed: run.failure for run in own if run.failure is not None}
         rows.append(SummaryRow(name, tuple(run.seed for run in whole), metrics, failures))
     best = headline_metric(rows)
-    personal, sign = ("client_loss_mean", 1.0) if best == LOSS else ("client_accuracy_mean", -1.0)
+    personal, sign = (
+        ("client_held_out_loss", 1.0) if best == LOSS else ("client_accuracy_mean", -1.0)
+    )
 
     def order(row: SummaryRow) -> tuple[int, float]:
         for group, name in enumerate((best, personal)):

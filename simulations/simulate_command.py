@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adapters.errors import UsageError
 from settings.run import RunSettings, run_settings
 from simulations import job_options as job
 from simulations.terminal import console
@@ -65,6 +66,11 @@ def simulate(
 
     layer = job.job_layer(context.params)
     if resume is not None:
+        if not (resume / "config.toml").is_file():
+            raise UsageError(
+                f"{resume} is no folder of a run: it has no config.toml. `--resume` takes a folder "
+                "that `bouquet simulate` wrote, such as runs/flora-001"
+            )
         kept = read_config(resume / "config.toml")
         settings = run_settings(kept, layer, {"output": str(resume), "resume": True})
     else:
@@ -75,12 +81,17 @@ def simulate(
 
 def run_simulation(settings: RunSettings, central: bool) -> None:
     """Prepare, run, and sum up."""
+    from server.method import judged_by_clients
     from server.progress import observe_run
     from server.run_folder import RunFolder
     from simulations.display import Display, plan_panel
     from simulations.simulate import prepare
     from simulations.simulate import simulate as simulate_run
 
+    display = Display(console, own=judged_by_clients(settings))
+    if settings.output:
+        with observe_run(display):
+            RunFolder(Path(settings.output)).check_fits(settings)
     with console.status("[dim]starting[/]") as status:
         plan = prepare(settings, lambda phase: status.update(f"[dim]{phase}[/]"))
     settings = plan.settings
@@ -90,7 +101,6 @@ def run_simulation(settings: RunSettings, central: bool) -> None:
     from simulations.central import central_reference
     from simulations.summary import print_summary
 
-    display = Display(console)
     reference: dict[str, Any] | None = None
     try:
         with display.live(), observe_run(display), observe_steps(display.on_step):

@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployment.status import Status, read_status
-from settings.units import human_bytes
+from settings.units import counted, human_bytes
 from simulations import job_options as job
-from simulations.display import shown
+from simulations.display import HELD_OUT, OWN_LOSS, shown
 from simulations.terminal import console
 
 
@@ -27,7 +27,8 @@ def status(
     """
     found = read_status(run)
     console.print(
-        f"[bold]{escape(str(run))}[/]  {found.strategy}, {found.done} of {found.wanted} rounds\n"
+        f"[bold]{escape(str(run))}[/]  {found.strategy}, {found.done} of "
+        f"{counted(found.wanted, 'round')}\n"
     )
     if found.records:
         console.print(rounds_table(found))
@@ -51,11 +52,12 @@ def rounds_table(found: Status) -> Table:
     table.add_column("round", justify="right")
     table.add_column("took part")
     table.add_column("failed", style="red")
-    for name in ("train loss", "held-out loss", "up", "down", "seconds"):
+    loss = OWN_LOSS if found.own_losses else HELD_OUT
+    for name in ("train loss", loss, "up", "down", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for record in found.records:
         base = record["round"] == 0
-        held_out = record.get("held_out_loss", record.get("client_held_out_loss"))
+        held_out = record.get("client_held_out_loss" if found.own_losses else "held_out_loss")
         table.add_row(
             "base" if base else str(record["round"]),
             escape(", ".join(str(c["client"]) for c in record.get("clients", []))),

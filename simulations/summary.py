@@ -21,6 +21,8 @@ from simulations.job_options import as_options
 
 DECIDE_DEFAULTS = ("task", "model.path", "data.path", "data.evaluation", "data.context")
 """What the defaults of other keys depend on."""
+PRINTED = 76
+"""The longest printed line of Python: behind four spaces it just fits into 80 columns."""
 OF_ONE_RUN = ("strategy.name", "start.policy", "output", "resume")
 """What a comparison sets for each of its runs, or what another strategy would refuse."""
 
@@ -42,23 +44,33 @@ def comparison(
     heading = "clients' loss" if own else "held-out loss"
     for name, width in ((heading, 13), ("change", 10), (meaning, 12), ("seen", 12)):
         table.add_column(name, justify="right", width=width, no_wrap=True)
-    batch = settings.local.batch_size * settings.local.accumulation
-    steps = sum(c["steps"] for record in rounds[1:] for c in record["clients"])
+    seen = sum(_seen(client, settings) for record in rounds[1:] for client in record["clients"])
     rows: list[tuple[str, Mapping[str, Any], int]] = [
         ("base + adapter" if settings.start.adapter else "base, as shipped", rounds[0], 0),
-        (f"federated, {settings.strategy.name}", rounds[-1], steps),
+        (f"federated, {settings.strategy.name}", rounds[-1], seen),
     ]
     if central is not None:
-        rows.append((f"central, rank {central['rank']}, pooled data", central, central["steps"]))
+        rows.append(
+            (f"central, rank {central['rank']}, pooled data", central, _seen(central, settings))
+        )
     base = rounds[0].get(f"{prefix}_loss")
-    for name, record, taken in rows:
+    for name, record, seen in rows:
         loss = record.get(f"{prefix}_loss")
         if loss is not None:
             change = f"{loss - base:+.4f}" if base is not None and loss != base else ""
             accuracy = _own_accuracy(record) if own else record.get("held_out_accuracy")
             means = shown(accuracy, "{:.3f}") if classifies else f"{math.exp(min(loss, 700)):,.1f}"
-            table.add_row(name, f"{loss:.4f}", change, means, f"{taken * batch:,}")
+            table.add_row(name, f"{loss:.4f}", change, means, f"{seen:,}")
     return table
+
+
+def _seen(record: Mapping[str, Any], settings: RunSettings) -> int:
+    """Examples that were trained on; of an older record, which lacks the count, at most so many."""
+    if "examples_seen" in record:
+        return int(record["examples_seen"])
+    whole = int(record["steps"]) * settings.local.batch_size * settings.local.accumulation
+    given = record.get("num_examples")  # central's older records do not say
+    return whole if given is None else min(whole, settings.local.epochs * int(given))
 
 
 def _own_accuracy(record: Mapping[str, Any]) -> float | None:
@@ -147,19 +159,27 @@ def python_lines(settings: RunSettings, folder: Path) -> list[str]:
     adapter = json.dumps(f"{shown_path(folder)}/adapter")
     classifies = settings.task == CLASSIFICATION
     auto = f"AutoModelFor{'SequenceClassification' if classifies else 'CausalLM'}"
-    options = f'dtype="{settings.model.dtype}"'
+    options = [f'dtype="{settings.model.dtype}"']
     if settings.model.trust_remote_code:
-        options += ", trust_remote_code=True"
+        options.append("trust_remote_code=True")
+    packed = settings.model.quantization != "none"
+    names = [auto, *(["AutoTokenizer"] if classifies else [])]
+    if packed:
+        names.append("BitsAndBytesConfig")
+        options.append("quantization_config=packed")
     lines = [
+        *(["import torch"] if settings.model.quantization == "nf4" else []),
         "from peft import PeftModel",
-        f"from transformers import {auto}{', AutoTokenizer' if classifies else ''}",
+        *_imports("transformers", sorted(names)),
     ]
+    if packed:
+        lines += _packed(settings)
     if classifies:  # a decoder judges the last token that is none of padding
         lines += [
-            f"tokenizer = AutoTokenizer.from_pretrained({base})",
+            *_call("tokenizer = AutoTokenizer.from_pretrained", [base]),
             "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
         ]
-        options += ", pad_token_id=tokenizer.pad_token_id, ignore_mismatched_sizes=True"
+        options += ["pad_token_id=tokenizer.pad_token_id", "ignore_mismatched_sizes=True"]
         if (folder / "adapter" / "labels.json").is_file():
             lines[:0] = ["import json", "from pathlib import Path"]
             lines += [
@@ -167,19 +187,70 @@ def python_lines(settings: RunSettings, folder: Path) -> list[str]:
                 'labels = json.loads(classes)["label2id"]',
                 "names = {number: label for label, number in labels.items()}",
             ]
-            options += ", id2label=names, label2id=labels"
+            options += ["id2label=names", "label2id=labels"]
         else:
-            options += f", num_labels={len(label_names(settings.data, settings.task))}"
+            options.append(f"num_labels={len(label_names(settings.data, settings.task))}")
+        lines.append("# newly initialized weights are expected here: the adapter brings the head")
     return [
         *lines,
-        f"base = {auto}.from_pretrained({base}, {options})",
-        f"model = PeftModel.from_pretrained(base, {adapter})",
+        *_call(f"base = {auto}.from_pretrained", [base, *options]),
+        *_call("model = PeftModel.from_pretrained", ["base", adapter]),
     ]
 
 
 def shown_paths(text: str) -> str:
     """A text that names the same files and folders, each as `shown_path` has it."""
     return as_list([shown_path(path) for path in named_paths(text)])
+
+
+def _imports(module: str, names: Sequence[str]) -> list[str]:
+    """One line, or one for each name where that would be too long."""
+    line = f"from {module} import {', '.join(names)}"
+    return [line] if len(line) <= PRINTED else [f"from {module} import {name}" for name in names]
+
+
+def _call(begin: str, arguments: Sequence[str]) -> list[str]:
+    """A call in one line, or with a line for each argument where that would be too long.
+
+    >>> _call("f", ["1", "x=2"]), _call("f", ["'a'", "x" * PRINTED])[:2]
+    (['f(1, x=2)'], ['f(', "    'a',"])
+    """
+    line = f"{begin}({', '.join(arguments)})"
+    if len(line) <= PRINTED:
+        return [line]
+    return [f"{begin}(", *(f"    {argument}," for argument in arguments), ")"]
+
+
+def _left_whole(settings: RunSettings) -> list[str]:
+    """The modules of a classifier that quantization leaves as they are, in the run as here."""
+    from transformers import AutoConfig
+
+    from tasks.base_model import embedded_model_path
+    from tasks.model_files import find_model
+    from tasks.quantization import unpacked_modules
+
+    own = settings.model.path != EMBEDDED
+    place = find_model(settings.model.path if own else str(embedded_model_path()))
+    config = AutoConfig.from_pretrained(
+        place.name,
+        trust_remote_code=settings.model.trust_remote_code,
+        local_files_only=place.local_only,
+    )
+    return unpacked_modules(config)
+
+
+def _packed(settings: RunSettings) -> list[str]:
+    """How the run held the base's weights, as a configuration of transformers named `packed`."""
+    from tasks.examples import CLASSIFICATION
+
+    nf4 = settings.model.quantization == "nf4"
+    arguments = ["load_in_8bit=True"]
+    if nf4:
+        dtype = f"bnb_4bit_compute_dtype=torch.{settings.model.dtype}"
+        arguments = ["load_in_4bit=True", 'bnb_4bit_quant_type="nf4"', dtype]
+    if settings.task == CLASSIFICATION:
+        arguments.append(f"llm_int8_skip_modules={json.dumps(_left_whole(settings))}")
+    return _call("packed = BitsAndBytesConfig", arguments)
 
 
 def shown_path(path: object) -> str:

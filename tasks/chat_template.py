@@ -201,7 +201,8 @@ def _find(tokenizer: Any, data: DataSettings) -> tuple[str, str]:
     if not source:
         raise UsageError(
             "this model's tokenizer has no chat template: name a file with one (Jinja) in "
-            "data.chat-template-file; for prompt and response data.template does without"
+            "data.chat-template-file; a file with prompt and response needs none: data.template "
+            "formats it"
         )
     return source, "this model's chat template"
 

@@ -89,9 +89,12 @@ def test_a_trained_adapter_comes_back_with_its_metrics(config: Config, tuned: Tu
     assert dict(content["reply"]) == stamp(config, tuned)
     metrics = content["metrics"]
     assert isinstance(metrics, MetricRecord)
-    names = ["num-examples", "loss", "tokens", "steps", "seconds", "peak-bytes", "wire-error"]
-    assert list(metrics) == names
+    assert list(metrics) == [
+        *("num-examples", "loss", "tokens", "steps", "examples-seen", "seconds", "peak-bytes"),
+        "wire-error",
+    ]
     assert (metrics["num-examples"], metrics["steps"]) == (count, -(-count // 4))
+    assert metrics["examples-seen"] == count  # one epoch
     assert all(float(str(value)) >= 0 for value in metrics.values())
 
 

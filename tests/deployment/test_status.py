@@ -74,6 +74,24 @@ def test_a_run_is_finished_when_its_adapter_is_there(run: RunFolder) -> None:
     assert "finished: the adapter is in" in read_status(run.path).next_step()
 
 
+def test_a_method_with_personal_models_names_no_adapter_and_one_kind_of_loss(
+    tmp_path: Path,
+) -> None:
+    values: dict[str, Value] = {"rounds": 1, "strategy.name": "fedsa-lora"}
+    folder = RunFolder(tmp_path / "run")
+    folder.create(run_settings(values, {"output": str(folder.path)}))
+    folder.append({"round": 0, "held_out_loss": 9.25, "client_held_out_loss": 8.5})
+    assert read_status(folder.path).own_losses
+    folder.append({**round_line(1, ["oslo"], {}), "client_held_out_loss": 7.5})
+    words = read_status(folder.path).next_step()
+    assert "fedsa-lora has a model for each client, and no global adapter" in words
+    assert "/adapter" not in words
+    said = CliRunner(env={"COLUMNS": "200"}).invoke(cli, ["status", str(folder.path)]).output
+    assert "1 of 1 round\n" in said
+    assert all(words in said for words in ("clients' loss", "8.5000", "7.5000"))
+    assert not any(words in said for words in ("held-out loss", "9.2500"))
+
+
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run").create(run_settings({"output": str(tmp_path / "run")}))
     found = read_status(tmp_path / "run")

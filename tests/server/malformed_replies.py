@@ -81,6 +81,7 @@ MALFORMED_REPLIES: dict[str, tuple[Bad, str]] = {
     "infinite loss": (metric("loss", np.inf), "'loss' must be a finite number"),
     "1e300 tokens": (metric("tokens", 1e300), "'tokens' must be a finite number, at most 1e"),
     "negative tokens": (metric("tokens", -100), "tokens cannot be below zero; got -100"),
+    "negative examples seen": (metric("examples-seen", -1), "examples-seen cannot be below zero"),
     "negative seconds": (metric("seconds", -0.5), "seconds cannot be below zero"),
     "list metric": (metric("loss", [1.0, 2.0]), "'loss' must be a finite number"),
     "no metrics": (without("metrics"), "no MetricRecord 'metrics'"),

@@ -165,7 +165,7 @@ def test_an_existing_folder(bouquet: Run, small_job: list[str], tmp_path: Path) 
 def test_resume_of_what_is_not_there(bouquet: Run) -> None:
     code, _, err = bouquet("simulate", "--resume", "runs/none")
     assert code == 2
-    assert "runs/none/config.toml cannot be read: No such file" in err
+    assert "runs/none is no folder of a run" in err
 
 
 def test_a_failure_is_exit_code_1_and_names_client_and_remedy(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from server.progress import LogObserver
 from settings.run import run_settings
 from simulations.comparison_display import ComparisonDisplay, round_line
 from simulations.comparison_folder import Entry
@@ -31,6 +32,28 @@ def test_a_name_with_markup_is_printed_as_it_is(
     assert max(map(len, lines)) <= width
     inside = "".join(line.strip("│╭╮╰╯─").strip() for line in lines)
     assert inside.replace(" ", "").count(long) == 2
+
+
+def test_one_is_no_plural_and_equal_parts_are_no_range(tiny_model: Path, tiny_data: Path) -> None:
+    values = {"model.path": str(tiny_model), "data.path": str(tiny_data), "lora.rank": "2"}
+    settings = run_settings(values, {"clients.count": 1, "data.context": 40, "rounds": 1})
+    plan = replace(prepare(settings), train_examples=[12, 12])
+    text = io.StringIO()
+    Console(file=text, width=200).print(plan_panel(settings, plan, "bouquet simulate"))
+    assert "1 client of rank 2; 1 round " in text.getvalue()
+    assert "24 training examples dealt at random (12 each)" in text.getvalue()
+
+
+def test_a_finished_run_without_an_adapter_names_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        LogObserver().run_finished(tmp_path)
+        (tmp_path / "adapter").mkdir()
+        LogObserver().run_finished(tmp_path)
+    none, there = (record.getMessage() for record in caplog.records)
+    assert none == "event=finished adapter=none"
+    assert there == f"event=finished adapter={tmp_path}/adapter"
 
 
 def test_a_round_without_an_evaluation_says_nothing_of_one() -> None:

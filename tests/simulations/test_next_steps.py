@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from server.run_folder import read_config
 from settings.keys import Value
 from settings.run import run_settings
 from simulations.comparison_folder import load_comparison
 from simulations.job_options import job_layer
-from simulations.summary import OF_ONE_RUN, job_of
+from simulations.summary import OF_ONE_RUN, comparison, job_of
 from tasks.partition import global_held_out
 from tests.simulations.conftest import Run
+from tests.simulations.test_exported_adapter import plain_loss
 from tests.tiny_models import save_bert, save_gpt2, save_llama
 
 # PEFT 0.21 asks transformers 5 for an attribute by its old name.
@@ -173,3 +175,91 @@ def test_the_printed_python_loads_a_classifier_that_takes_batches(
         loss = model(**batch, labels=classes).loss
     last = json.loads(Path("run/rounds.jsonl").read_text().splitlines()[-1])
     assert float(loss) == pytest.approx(last["held_out_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("task", ["causal", "classification"])
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_the_printed_python_loads_a_quantized_base(
+    bouquet: Run, quantization: str, task: str, tmp_path: Path
+) -> None:
+    wide = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}
+    base = save_llama(tmp_path / "base", **wide)
+    answer = "response" if task == "causal" else "label"
+    rows = [{"prompt": f"the film {k}", answer: LABELS[k % 3]} for k in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, out, err = bouquet(
+        *("simulate", "--task", task, "--data", "rows.jsonl", "--model", base, "--ranks", "4,2"),
+        *("--steps", "4", "--rounds", "1", "--lr", "0.03", "-o", "run"),
+        *("--set", f"model.quantization={quantization}", "--set", "data.context=48"),
+        *("--set", "local.precision=float32"),
+    )
+    assert code == 0, err
+    lines = steps_of(out)["use the adapter in Python"]
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 76
+    model = executed(lines)["model"]
+    model.eval()
+    for module in model.modules():  # in evaluation they round activations on a CPU
+        if type(module).__module__.startswith("bitsandbytes"):
+            module.train()
+    last = json.loads(Path("run/rounds.jsonl").read_text().splitlines()[-1])
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if task == "causal":
+        found = plain_loss(model, tokenizer, Path("run/config.toml"))
+    else:
+        settings = run_settings({**read_config(Path("run/config.toml")), "output": ""})
+        held_out = global_held_out(settings.data, 2, settings.seed, 0, task)
+        texts = [example.prompt for example in held_out]
+        classes = torch.tensor([sorted(LABELS).index(example.response) for example in held_out])
+        batch = tokenizer(texts, return_tensors="pt", padding=True)
+        with torch.no_grad():
+            found = float(model(**batch, labels=classes).loss)
+    assert found == pytest.approx(last["held_out_loss"], abs=1e-4)
+
+
+def test_what_was_seen_is_counted_and_not_computed(bouquet: Run, tmp_path: Path) -> None:
+    rows = [{"prompt": f"film {k}", "response": "good"} for k in range(6)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    job = ("simulate", "--data", "rows.jsonl", "--steps", "3", "--rounds", "1", "-o", "run")
+    base = save_llama(tmp_path / "base")
+    held_out = ("--set", "data.held-out=0.34", "--central", "--set", "data.context=32")
+    code, out, err = bouquet(*job, "--model", base, "--ranks", "2,2", *held_out)
+    assert code == 0, err
+    last = json.loads(Path("run/rounds.jsonl").read_text().splitlines()[-1])
+    seen = [client["examples_seen"] for client in last["clients"]]
+    assert seen == [client["num_examples"] for client in last["clients"]]  # one epoch of one batch
+    row = next(line for line in out.splitlines() if line.startswith("federated, "))
+    assert row.split()[-1] == str(sum(seen))
+    old = [{k: v for k, v in c.items() if k != "examples_seen"} for c in last["clients"]]
+    settings = run_settings(read_config(Path("run/config.toml")))
+    rounds = [{"round": 0, "held_out_loss": 2.0}, {**last, "clients": old}]
+    assert list(comparison(settings, rounds, None).columns[-1].cells) == ["0", str(sum(seen))]
+
+
+def test_a_finished_run_says_so_and_how_it_goes_on(bouquet: Run, small_job: list[str]) -> None:
+    assert bouquet(*small_job, "--rounds", "1", "-o", "run")[0] == 0
+    code, out, _ = bouquet("simulate", "--resume", "run")
+    assert code == 0
+    assert "finished already, after round 1: --rounds 3 goes on" in out
+    assert "going on after" not in out
+    assert "\nNext\n" in out
+    assert "1 run on one page" in bouquet("report", "run")[1]
+
+
+def test_a_personal_run_shows_the_clients_loss_in_every_row(
+    bouquet: Run, small_job: list[str]
+) -> None:
+    code, out, err = bouquet(
+        *(*small_job, "-s", "fedsa-lora", "--ranks", "2,2", "--rounds", "1", "-o", "run"),
+        *("--set", "data.client-held-out=0.2"),
+    )
+    assert code == 0, err
+    base, last = map(json.loads, Path("run/rounds.jsonl").read_text().splitlines())
+    lines = out.splitlines()
+    head = next(k for k, line in enumerate(lines) if line.split()[:1] == ["round"])
+    assert "clients' loss" in lines[head]
+    assert "held-out loss" not in out
+    assert f"{base['client_held_out_loss']:.4f}" in lines[head + 1]
+    assert f"{last['client_held_out_loss']:.4f}" in lines[head + 2]
+    assert next(line for line in lines if line.startswith("base, as")).split()[3] == (
+        f"{base['client_held_out_loss']:.4f}"
+    )

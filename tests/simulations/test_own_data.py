@@ -309,3 +309,13 @@ def test_a_server_that_does_not_evaluate_reads_no_data(tmp_path: Path) -> None:
         evaluated_record(settings)
     blind = replace(settings, evaluate=replace(settings.evaluate, server=False))
     assert evaluated_record(blind) is None
+
+
+def test_a_folder_that_does_not_fit_is_known_before_anything_is_read(
+    bouquet: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    nothing = ["--data", "no-such-file.jsonl", "--model", "./no-such-model"]
+    code, out, errors = bouquet("simulate", *nothing, "-o", "there")
+    assert (code, out) == (2, "")
+    assert "there exists already. Choose another output" in flat(errors)

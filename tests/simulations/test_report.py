@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from simulations.figure_data import line_up
+from simulations.figure_style import styled
 from simulations.page import MOST_ROWS, write_report
+from simulations.page_summary import table
 from simulations.page_verdict import verdict
 from simulations.results import Run, summary_rows
 from strategies.registry import STRATEGIES, make_strategy
@@ -270,8 +272,88 @@ def test_without_evaluation_at_the_server_the_clients_decide(tmp_path: Path) -> 
         for run in make_runs(tmp_path, ["flora", "rbla", "local"], state=False)
     ]
     said = " ".join(verdict(summary_rows(runs), line_up(runs)))
-    assert "lowest mean loss on the clients' own held-out examples" in said
+    assert "lowest mean loss, by tokens, on the clients' own held-out examples" in said
     assert "Local only, for reference, reaches" in said
+
+
+def test_the_clients_mean_is_that_of_the_records_weighted_by_tokens(tmp_path: Path) -> None:
+    def ended(name: str, *losses: float) -> Run:
+        run = make_runs(tmp_path, [name], seeds=1, state=False)[0]
+        own = [
+            {"client": f"client-{k}", "loss": loss, "tokens": tokens}
+            for k, (loss, tokens) in enumerate(zip(losses, (300, 100), strict=True))
+        ]
+        mean = (3 * losses[0] + losses[1]) / 4
+        last = {"round": 1, "client_held_out": own, "client_held_out_loss": mean}
+        end = {key: value for key, value in run.rounds[1].items() if key != "held_out_loss"}
+        return replace(run, rounds=[{"round": 0}, {**end, **last}])
+
+    runs = [ended("fedsa-lora", 1.0, 4.0), ended("local", 2.0, 2.5)]  # the plain means disagree
+    rows = summary_rows(runs)
+    assert [row.name for row in rows] == ["fedsa-lora", "local"]
+    said = " ".join(verdict(rows, line_up(runs)))
+    words = "mean loss, by tokens, on the clients' own held-out examples"
+    assert f"After 1 round FedSA-LoRA has a {words} of 1.7500" in said
+    assert "Local only, for reference, reaches 2.1250, 0.3750 worse" in said
+    page = Page(write_report(tmp_path, runs))
+    columns, lines, _ = table(rows, line_up(runs))
+    place = [column.heading for column in columns].index("clients' mean")
+    assert [line.cells[place].text for line in lines] == ["1.7500", "2.1250"]
+    assert "their mean loss is weighted by tokens" in page.text
+
+
+def test_a_run_without_a_global_model_has_no_dot_in_its_name(tmp_path: Path) -> None:
+    personal, other = make_runs(tmp_path, ["fedsa-lora", "flora"], seeds=1, state=False)
+    rounds = [{**personal.rounds[0], "held_out_loss": 4.8}, *personal.rounds[1:]]
+    personal = replace(personal, rounds=rounds)
+    alone = Page(write_report(tmp_path / "alone", [personal]))
+    assert "figure-loss-rounds" not in alone.ids
+    assert "figure-client-loss-rounds" in alone.ids
+    assert "Without a global model there is no held-out loss of one over rounds" in alone.text
+    for words in ("Aggregation noise", "The size of the clients' changes"):
+        said = f"{words}: not known to the server, and so not drawn: FedSA-LoRA"
+        assert said in alone.text
+    path = write_report(tmp_path / "both", [personal, other])
+    assert {row["strategy"] for row in rows_of(path, "loss-rounds")} == {"flora"}
+    both = Page(path)
+    assert "Without a global model, and so not drawn: FedSA-LoRA" in both.text
+    assert "there is no held-out loss of one" not in both.text
+
+
+def test_the_largest_changes_are_whole_markers(tmp_path: Path) -> None:
+    from simulations.figure_change import change_plot
+
+    runs = make_runs(tmp_path, ["flora", "rbla", "ideal"], seeds=1, state=False)
+    for run in runs:  # nearly alike, so that a margin of their range is none of the axis
+        for record in run.rounds[1:]:
+            record["mean_change_norm"] = 4.0 + 0.01 * record["round"]
+            for client in record["clients"]:
+                client["change_norm"] = record["mean_change_norm"]
+    with styled():
+        plot = change_plot(line_up(runs))
+        assert plot is not None
+        plot.figure.draw_without_rendering()
+    per_point = plot.figure.dpi / 72.0
+    for axes in filter(lambda each: each.lines, plot.figure.axes):
+        top = axes.get_window_extent().y1
+        for line in axes.lines:
+            highest = axes.transData.transform((0.0, max(map(float, line.get_ydata()))))[1]
+            assert highest + 0.5 * line.get_markersize() * per_point <= top
+
+
+def test_the_rate_that_was_chosen_stands_in_the_summary(tmp_path: Path) -> None:
+    run, other = make_runs(tmp_path, ["flora", "rbla"], seeds=1, state=False)
+    tuning = {"seed": 7, "metric": "held_out_loss", "chosen": 0.003, "at_end_of_list": False}
+    trials = [{"rate": rate, "loss": 2.0, "failure": None} for rate in (0.001, 0.003)]
+    runs = [replace(run, tuning={**tuning, "trials": trials}), other]
+    columns, lines, _ = table(summary_rows(runs), line_up(runs))
+    assert columns[0].heading == "rate"
+    assert {line.series.name: line.cells[0].text for line in lines} == {
+        "flora": "0.003",
+        "rbla": "",
+    }
+    columns, _, _ = table(summary_rows([run]), line_up([run]))
+    assert "rate" not in {column.heading for column in columns}
 
 
 def bare(run: Run, rounds: Sequence[dict[str, Any]]) -> Run:

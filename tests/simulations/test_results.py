@@ -99,13 +99,14 @@ def test_the_summary_is_over_whole_runs_and_the_best_comes_first() -> None:
     def ended(name: str, seed: int, loss: float, **values: Any) -> Run:
         return run_of(name, seed, record(0), record(1, held_out_loss=loss), **values)
 
+    own = record(1, client_held_out=[{"client": "a", "loss": 0.5}], client_held_out_loss=0.5)
     rows = summary_rows(
         [
             *(ended("fedavg", seed, loss) for seed, loss in enumerate((3.0, 5.0))),
             run_of("rbla", 0, failure="refused"),
             *(ended("flora", seed, loss) for seed, loss in enumerate((1.0, 2.0, 3.0))),
             ended("flora", 3, 99.0, failure="the disk is full"),
-            run_of("fedsa-lora", 0, record(1, client_held_out=[{"client": "a", "loss": 0.5}])),
+            run_of("fedsa-lora", 0, own),
         ]
     )
     assert [row.name for row in rows] == ["flora", "fedavg", "fedsa-lora", "rbla"]

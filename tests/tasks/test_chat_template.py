@@ -283,7 +283,8 @@ def refused(tokenizer: Any, turns: Sequence[Turn] = TALK, **values: Value) -> st
 def test_a_tokenizer_without_a_template_names_the_key_that_brings_one() -> None:
     assert refused(tiny_tokenizer()) == (
         "this model's tokenizer has no chat template: name a file with one (Jinja) in "
-        "data.chat-template-file; for prompt and response data.template does without"
+        "data.chat-template-file; a file with prompt and response needs none: data.template "
+        "formats it"
     )
 
 
