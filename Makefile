@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## ten clients of rank 64 to 4, three rounds, beside base and central LoRA
 	$(BIN)/bouquet simulate --central --steps 4
 
-test: $(READY)  ## the whole suite
-	$(BIN)/python -m pytest
+test: $(READY)  ## the whole suite, a process on each core, each file in one of them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 check: lint types test  ## what CI runs
 

@@ -13,6 +13,7 @@ import pytest
 _CACHE = Path(tempfile.mkdtemp(prefix="bouquet-tests-"))
 os.environ["HF_HOME"] = str(_CACHE)
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and the console would keep that width
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for tiny matrices more threads only get in the way
 
 

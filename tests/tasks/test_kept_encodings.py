@@ -34,6 +34,8 @@ def test_a_comparison_of_many_seeds_keeps_the_encodings_of_few(
     tuned: TunedModel, rows: Path
 ) -> None:
     data = settings_for(Path("unused"), data__path=str(rows), data__partition="iid").data
+    for reading in (federate, global_held_out, own_part):
+        reading.cache_clear()  # what other tests read, and would let go of meanwhile
     before, most = living(), 0
     for seed in range(8):
         federation = federate(data, 3, seed)
