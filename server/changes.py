@@ -20,8 +20,10 @@ from adapters.adapter import Adapter, Factors, same_shapes
 from adapters.dense import BLOCK, DoubleArray, side_by_side
 from strategies.noise import ROUNDING
 
+ALL_COMPARED = 64
+"""Up to so many clients any two are compared: 2,016 pairs."""
 COMPARED = 48
-"""Clients that are compared with each other, 1,128 pairs; of more, so many by chance."""
+"""Of more, so many by chance: 1,128 pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,10 +168,10 @@ def inner_products_of_changes(
 def compared(count: int, seed: int) -> list[int] | None:
     """Which of so many clients are compared with each other; None where all are.
 
-    >>> compared(48, seed=1) is None, len(compared(49, seed=1))
+    >>> compared(64, seed=1) is None, len(compared(65, seed=1))
     (True, 48)
     """
-    if count <= COMPARED:
+    if count <= ALL_COMPARED:
         return None
     chosen = np.random.default_rng(seed).choice(count, COMPARED, replace=False)
     return [int(k) for k in np.sort(chosen)]
