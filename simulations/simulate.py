@@ -113,6 +113,8 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     tuned = resident_model(settings.model, settings.lora, labels=labels)
     for rank in ranks.values():
         tuned.check_rank(rank)
+    if settings.local.checkpointing:
+        tuned.check_checkpointing()
     notes = [tuned.left_out] if tuned.left_out else []
     if settings.start.adapter:
         notes.append(_start_adapter(settings, tuned, labels))

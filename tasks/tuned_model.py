@@ -172,20 +172,24 @@ class TunedModel:
             return float32_weight(layer)
         return kept.T if isinstance(layer, Conv1D) else kept
 
+    def check_checkpointing(self) -> None:
+        """UsageError where the model cannot compute its activations again."""
+        if not getattr(self.model, "supports_gradient_checkpointing", False):
+            raise UsageError(
+                f"local.checkpointing is set, but {type(self.model).__name__} cannot compute its "
+                "activations again: set it to false, and a smaller local.batch-size"
+            )
+
     @contextmanager
     def checkpointed(self, enabled: bool = True) -> Iterator[None]:
         """Within this context activations are computed again in the backward pass, not kept.
 
         The gradients are the same, dropout included. Raises UsageError where the model cannot.
         """
-        if enabled and not getattr(self.model, "supports_gradient_checkpointing", False):
-            raise UsageError(
-                f"local.checkpointing is set, but {type(self.model).__name__} cannot compute its "
-                "activations again: set it to false, and a smaller local.batch-size"
-            )
         if not enabled:
             yield
             return
+        self.check_checkpointing()
         # transformers renamed it within version 5
         renamed = hasattr(self.model, "activation_checkpointing_enable")
         word = "activation" if renamed else "gradient"

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
+from transformers import LlamaForCausalLM
 
+from adapters.errors import UsageError
 from settings.keys import Value
 from settings.run import RunSettings
 from simulations.display import plan_panel
@@ -55,3 +58,13 @@ def test_the_header_counts_each_reason_under_its_own_name(
     console.print(plan_panel(run, plan, "title"))
     text = console.export_text()
     assert all(line in text for line in lines)
+
+
+def test_checkpointing_that_a_model_cannot_do_is_refused_before_the_run(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(UsageError, match="is set, but LlamaForCausalLM cannot compute its"):
+        prepare(settings(llama_folder, file, local__checkpointing=True))

@@ -1,5 +1,6 @@
 """The loss in chunks is the model's own, whatever it does to its logits; few are held at a time."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from client.training import train
 from tasks import token_loss
 from tasks.encoding import Batch, Encoded, collate
 from tasks.token_loss import TokenLoss
@@ -18,6 +21,7 @@ from tests.tiny_models import (
     random_adapter,
     random_examples,
     save_llama,
+    settings_for,
 )
 
 SHAPE: dict[str, Any] = {
@@ -156,6 +160,30 @@ def test_neither_training_nor_evaluation_holds_the_logits_of_a_whole_batch(
             tuned.evaluate(examples, 16 * 64)
     assert training.values <= 1 << 20
     assert evaluation.values <= 1 << 20
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most memory that torch held at once beyond what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return int(np.cumsum(sizes).max())
+
+
+def test_evaluation_needs_at_most_the_memory_of_a_training_step(many_words: Path) -> None:
+    tuned = open_model(many_words)
+    examples, adapter = random_examples(tuned, 64, lengths=(60,)), random_adapter(tuned, 4)
+    run = settings_for(many_words, local__batch_size=4, local__max_steps=1)
+    train(tuned, examples[:4], adapter, run.local, seed=0)  # what is made once is there then
+    training = peak_bytes(lambda: train(tuned, examples[:4], adapter, run.local, seed=0))
+
+    def evaluation(tokens: int) -> int:
+        with tuned.adapted(adapter):
+            return peak_bytes(lambda: tuned.evaluate(examples, tokens))
+
+    assert evaluation(run.evaluation_tokens()) <= training
+    assert evaluation(32 * 64) > training  # as many examples at a time as it once took
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "int8", "nf4"])
