@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+COMPAT := .venv-compat
+COMPUTES := ^(torch|numpy|transformers|tokenizers|peft|safetensors)==
 
-.PHONY: demo test check lint types format bench fuzz soak load plot pretrain clean
+.PHONY: demo test check lint types format bench fuzz soak load compat plot pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Bouquet needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -47,8 +49,16 @@ soak: $(READY)  ## kill -9 in a federation, 20 times each process, and compare b
 load: $(READY)  ## 16 SuperNodes, 200 rounds: nothing lost, nothing grows; an hour on two cores
 	$(BIN)/python -m tools.load
 
+compat: $(READY)  ## the same apps under the newest Flower, over HTTP: the same bytes? five minutes
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	grep -E '$(COMPUTES)' constraints.txt > $(COMPAT)/computes.txt
+	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/computes.txt torch
+	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/computes.txt --editable .
+	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/computes.txt --upgrade 'flwr[simulation]'
+	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m tools.compat --pinned $(BIN)/python
+
 pretrain: $(READY)  ## make the embedded base model again
 	$(BIN)/python tools/pretrain.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(COMPAT) .pytest_cache .mypy_cache .ruff_cache

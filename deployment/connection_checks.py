@@ -10,10 +10,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from adapters.errors import UsageError
 from deployment.findings import Finding, fine, mend, note
+from deployment.flower_version import FLOWER, refuse_http, speaks_grpc
 from deployment.node_keys import read_node_key
 from deployment.private_files import may_others_read
 from deployment.site_file import SiteFile
-from deployment.superlink_probe import Answer, Probe, Standing, clock_difference, read_certificate
+from deployment.superlink_probe import (
+    SECONDS,
+    Answer,
+    Probe,
+    Standing,
+    clock_difference,
+    read_certificate,
+    split_address,
+)
 
 REGISTERED, UNREGISTERED = Standing.REGISTERED, Standing.UNREGISTERED
 SOON_DAYS = 30
@@ -23,6 +32,12 @@ CLOCK_SECONDS = 2.0
 def check_connection(site: SiteFile) -> Iterator[Finding]:
     """Key, port, certificate, channel, registration and clock."""
     key: ec.EllipticCurvePrivateKey | None = None
+    if not site.insecure:
+        try:
+            refuse_http()
+        except UsageError as error:
+            yield mend("Flower", str(error))
+            return
     if site.insecure:
         yield note(
             "key", "none: there is no ca.pem here, so everything goes in the clear and anyone joins"
@@ -44,7 +59,10 @@ def check_connection(site: SiteFile) -> Iterator[Finding]:
         yield found
         if found.sentence.startswith("no connection"):
             return
-    yield from _check_call(site, key)
+    if speaks_grpc():
+        yield from _check_call(site, key)
+    else:
+        yield _check_listener(site)
 
 
 def _check_port(site: SiteFile) -> Finding:
@@ -127,6 +145,22 @@ def _check_call(site: SiteFile, key: ec.EllipticCurvePrivateKey | None) -> Itera
         yield _clock(difference)
     finally:
         probe.close()
+
+
+def _check_listener(site: SiteFile) -> Finding:
+    try:
+        socket.create_connection(split_address(site.superlink), timeout=SECONDS).close()
+    except OSError as error:
+        return mend(
+            "SuperLink",
+            f"no connection to {site.superlink}: {error.strerror or error}. Does the SuperLink "
+            "run?",
+        )
+    return note(
+        "SuperLink",
+        f"something listens at {site.superlink}; no more is asked, since Flower {FLOWER} speaks "
+        "HTTP and this check gRPC. The clock is not compared either",
+    )
 
 
 def _registration(answer: Answer, site: SiteFile) -> Finding:

@@ -26,6 +26,7 @@ INSECURE_NOTICE = (
     'echo "INSECURE: no TLS, no keys. Everything goes in the clear and any process on this machine '
     'may join. For trying out on one machine only." >&2\n'
 )
+GRPC_FIRST = "bouquet deploy needs-grpc\n"
 OWN_KEY_STEP = (
     "Make your own key: `bouquet deploy key .` and send `node.key.pub`, and nothing else, to the "
     "coordinator."
@@ -153,10 +154,10 @@ def _write_coordinator(coordinator: Path, plan: Plan) -> None:
         "LINK": plan.link,
         "FOLDER": str(coordinator),
         "BIN": str(Path(sys.executable).parent),
-        "FLEET_PORT": str(plan.fleet_port),
+        "FLEET_PORT": str(plan.node_port),
         "CONTROL_PORT": str(plan.control_port),
         "BIND": "127.0.0.1" if plan.insecure else "0.0.0.0",
-        "NOTICE": INSECURE_NOTICE if plan.insecure else "",
+        "NOTICE": INSECURE_NOTICE if plan.insecure else GRPC_FIRST,
         "SECURITY": "--insecure" if plan.insecure else secure,
         "TRUST": "insecure = true"
         if plan.insecure

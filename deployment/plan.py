@@ -12,6 +12,7 @@ import tomli_w
 
 from adapters.errors import UsageError
 from deployment.certificates import general_name
+from deployment.flower_version import speaks_grpc
 
 PLAN_FILE = "deployment.toml"
 LOOPBACK = ("localhost", "127.0.0.1")
@@ -51,7 +52,12 @@ class Plan:
     def superlink(self) -> str:
         """The address that SuperNodes connect to."""
         host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{host}:{self.fleet_port}"
+        return f"{host}:{self.node_port}"
+
+    @property
+    def node_port(self) -> int:
+        """The port that SuperNodes connect to: the operator's, where Flower has no other."""
+        return self.fleet_port if speaks_grpc() else self.control_port
 
     @property
     def certified(self) -> tuple[str, ...]:

@@ -69,9 +69,12 @@ def init(
 
       bouquet deploy init here --address localhost --sites one,two --insecure
     """
+    from deployment.flower_version import refuse_http
     from deployment.folder import create_deployment
     from deployment.plan import Plan, site_names
 
+    if not insecure:
+        refuse_http()
     plan = Plan(
         link=link or folder.resolve().name.lower(),
         address=address[0],
@@ -156,12 +159,23 @@ def renew(
     _say(f"{path} and its key are new: restart the SuperLink")
 
 
+@deploy.command(hidden=True)
+def needs_grpc(debug: job.DebugOption = False) -> None:
+    """Fail where the installed Flower has no gRPC; start-superlink.sh asks before it starts."""
+    from deployment.flower_version import refuse_http
+
+    refuse_http()
+
+
 @deploy.command()
 def site_settings(site: SiteArgument, debug: job.DebugOption = False) -> None:
     """Print what start-supernode.sh takes from site.toml: SuperLink, port and node config."""
+    from deployment.flower_version import refuse_http
     from deployment.site_file import read_site
 
     found = read_site(site)
+    if not found.insecure:
+        refuse_http()
     for line in (found.superlink, found.port, found.node_config):
         typer.echo(line)
 

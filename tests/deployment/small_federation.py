@@ -53,12 +53,12 @@ class SmallFederation:
             self.project,
         )
         for port, (name, node) in zip(ports, sites.items(), strict=True):
-            table = {
-                "superlink": f"localhost:{fleet}",
+            path = self.site(name) / "site.toml"
+            table = tomllib.loads(path.read_text()) | {
                 "port": port,
                 "node": {"name": name, "cache-path": "cache", **node},
             }
-            (self.site(name) / "site.toml").write_text(tomli_w.dumps(table))
+            path.write_text(tomli_w.dumps(table))
 
     def site(self, name: str) -> Path:
         """The folder of a site."""
