@@ -53,8 +53,9 @@ compat: $(READY)  ## the same apps under the newest Flower, over HTTP: the same 
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	grep -E '$(COMPUTES)' constraints.txt > $(COMPAT)/computes.txt
 	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/computes.txt torch
-	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/computes.txt --editable .
+	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/computes.txt --editable '.[dev]'
 	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/computes.txt --upgrade 'flwr[simulation]'
+	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -q tests/client tests/server
 	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m tools.compat --pinned $(BIN)/python
 
 pretrain: $(READY)  ## make the embedded base model again

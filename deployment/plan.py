@@ -56,8 +56,8 @@ class Plan:
 
     @property
     def node_port(self) -> int:
-        """The port that SuperNodes connect to: the operator's, where Flower has no other."""
-        return self.fleet_port if speaks_grpc() else self.control_port
+        """The port that SuperNodes connect to: without gRPC it is the operator's own."""
+        return self.control_port if self.insecure and not speaks_grpc() else self.fleet_port
 
     @property
     def certified(self) -> tuple[str, ...]:
