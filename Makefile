@@ -46,10 +46,10 @@ fuzz: $(READY)  ## a million damaged payloads at the decoders of what clients se
 soak: $(READY)  ## kill -9 in a federation, 20 times each process, and compare bytes; an hour
 	$(BIN)/python -m tools.soak
 
-load: $(READY)  ## 16 SuperNodes, 200 rounds: nothing lost, nothing grows; an hour on two cores
+load: $(READY)  ## 2, 4, 8 and 16 SuperNodes, 50 rounds each: nothing lost, nothing grows; under an hour
 	$(BIN)/python -m tools.load
 
-compat: $(READY)  ## the same apps under the newest Flower, over HTTP: the same bytes? five minutes
+compat: $(READY)  ## the same apps under the newest Flower, over HTTP: the same bytes? ten minutes
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	grep -E '$(COMPUTES)' constraints.txt > $(COMPAT)/computes.txt
 	$(COMPAT)/bin/python -m pip install --quiet --constraint $(COMPAT)/computes.txt torch

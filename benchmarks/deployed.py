@@ -26,7 +26,7 @@ SIZES = {"448 tensors": (32, 8)}
 ROUNDS = {"448 tensors": 5}
 SECONDS_A_TURN = 180.0
 """The longest that a turn may take on average."""
-DATABASE = "    --database superlink.db \\\n"
+DATABASE = "    --database 'sqlite:///superlink.db?plugin=bouquet' \\\n"
 """Left out: with it, FedAvg's many small writes lock it for so long that its run ends."""
 POLL_SECONDS = "1.0"
 """How often Flower's SuperExec looks for work: its default."""

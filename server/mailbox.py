@@ -55,7 +55,7 @@ class Mailbox:
         deadline = time.monotonic() + seconds
         self._overdue |= self._waiting
         self._waiting = self._push(messages)
-        pause = SHORTEST_PAUSE_SECONDS
+        pause = self._shortest_pause()
         while self._waiting:
             came = self._pull()
             for at, answer in enumerate(came):
@@ -64,7 +64,7 @@ class Mailbox:
             left = deadline - time.monotonic()
             if not self._waiting or left <= 0.0:
                 return
-            pause = SHORTEST_PAUSE_SECONDS if came else min(2.0 * pause, LONGEST_PAUSE_SECONDS)
+            pause = self._shortest_pause() if came else min(2.0 * pause, LONGEST_PAUSE_SECONDS)
             time.sleep(min(pause, left))
 
     def ask_later(self, messages: Iterable[Message]) -> None:
@@ -78,6 +78,10 @@ class Mailbox:
         self._pull()
         came, self._answers = self._answers, []
         return came
+
+    def _shortest_pause(self) -> float:
+        """The more are out, the longer: to look is a write to the SuperLink's database."""
+        return min(SHORTEST_PAUSE_SECONDS * len(self._waiting), LONGEST_PAUSE_SECONDS)
 
     def _push(self, messages: Iterable[Message]) -> set[str]:
         letters = list(messages)

@@ -1,36 +1,172 @@
 """Many SuperNodes, many rounds of a tiny adapter: is anything lost or mixed up, does anything grow?
 
-    python -m tools.load                       # 16 sites, 200 rounds
-    python -m tools.load --sites 8 --rounds 50 --output /tmp/load
+    python -m tools.load                                   # 2, 4, 8 and 16 sites, 50 rounds each
+    python -m tools.load --sites 16 --rounds 200 --output /var/tmp/load
 
-A SuperLink with TLS and node keys and as many SuperNodes as asked for, on this machine, with
-clients that train nothing (tests/deployment/quick_client.py). Each reports a loss that no other
-client and no other round has, and every round must have all of them; the bytes of the result must
-be those of the same run in one process. After each round resident memory, open files and threads of
-SuperLink, ServerApp and one SuperNode are written to samples.jsonl.
+For each number of sites a SuperLink with TLS, node keys and its database on disk, and as many
+SuperNodes, on this machine, with clients that train nothing (tests/deployment/quick_client.py).
+Each client reports a loss that no other client and no other round has, and every round must have
+all of them; the bytes of the result must be those of the same run in one process.
+
+Written as it goes, below the output folder: load.log (a line a round), samples.jsonl (after each
+round memory, open files and threads of SuperLink, ServerApp and the largest SuperNode), and
+tables.md after each federation. Ctrl-C, or SIGTERM, ends everything that it started and tells
+what was reached. Exits with 1 if a federation did not end as it must, or was interrupted.
 """
 
 import argparse
 import json
+import os
+import re
 import signal
-import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from tests.deployment.loopback import ENDS_WITH_US
 from tests.deployment.quick_client import loss_of
 from tests.deployment.small_federation import SmallFederation
-from tools.soak_checks import TornError, check_same, committed, records, replayed
+from tools.load_summary import Outcome, growth, table
+from tools.soak_checks import TornError, check_same, committed, replayed
 
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 300.0
 """The longest that one round may take."""
-SHOWN = 5
-"""Rows of the table."""
-WINDOW = 5
-"""Rounds of which each row is the median."""
+POLL_SECONDS = "1.0"
+"""How often Flower's SuperExec looks for work: its default. At 0.1 s, as the tests have it to be
+quick, 17 of them that find nothing take most of a core."""
+
+
+class Interrupted(BaseException):
+    """Somebody asked to stop."""
+
+
+class Load:
+    """One federation and its one run."""
+
+    def __init__(self, folder: Path, sites: int, rounds: int, say: Callable[[str], None]) -> None:
+        self.outcome = Outcome(sites, rounds)
+        self._sites = {f"site-{k:02d}": {"rank": 1 + k % 4} for k in range(sites)}
+        self._folder = folder
+        self._say = say
+        self._config: dict[str, Any] = {
+            "output": "runs/load",
+            "rounds": rounds,
+            "seed": 0,
+            "clients": {"min-replies": sites, "timeout-seconds": PATIENCE_SECONDS},
+            "evaluate": {"server": False},
+        }
+        (folder / "federation").mkdir(parents=True)
+        self._federation = SmallFederation(
+            folder / "federation",
+            "server.app:app",
+            "tests.deployment.quick_client:app",
+            self._sites,
+            prefix=ENDS_WITH_US,
+            FLWR_SUPEREXEC_TASK_POLL_INTERVAL=POLL_SECONDS,
+        )
+        self._run = self._federation.coordinator / "runs" / "load"
+
+    def play(self) -> None:
+        """The run, sampled after each round, then compared; what went wrong is in the outcome."""
+        try:
+            self._federation.start()
+            self._federation.start_run("run", self._config)
+            for number in self._rounds():
+                self._sample(number)
+            self._federation.loopback.wait_for_end("run")
+            self._look()
+            self._compare()
+        except AssertionError as error:
+            self.outcome.error = f"{type(error).__name__}: {error}"
+        except Interrupted:
+            self.outcome.error = "interrupted"
+            raise
+        finally:
+            self._federation.loopback.stop()
+            self._look()
+
+    def _rounds(self) -> Iterator[int]:
+        """Each round when it is committed."""
+        seen, since = 0, time.monotonic()
+        while seen < self.outcome.rounds:
+            try:
+                now = committed(self._run)[0]
+            except (OSError, ValueError, TornError):
+                now = seen  # it is being written
+            if now > seen:
+                seen, since = now, time.monotonic()
+                yield seen
+            if time.monotonic() - since > PATIENCE_SECONDS:
+                raise TornError(f"no round after {seen} for {PATIENCE_SECONDS:g} s")
+            time.sleep(0.2)
+
+    def _sample(self, number: int) -> None:
+        loopback = self._federation.loopback
+        found: dict[str, Any] = {"round": number, "sites": self.outcome.sites}
+        try:
+            found["SuperLink"] = sample(loopback.pid("superlink"))
+            nodes = [sample(loopback.pid(name)) for name in self._sites]
+            found["SuperNodes"] = {what: max(node[what] for node in nodes) for what in nodes[0]}
+            for pid in loopback.tasks_of("superlink", "flwr-serverapp"):
+                found["ServerApp"] = sample(pid)
+        except OSError:
+            pass  # the run has just ended
+        database = self._federation.coordinator / "superlink.db"
+        found["database_mb"] = database.stat().st_size / 1e6
+        self.outcome.samples.append(found)
+        with (self._folder / "samples.jsonl").open("a") as file:
+            print(json.dumps(found), file=file)
+        self._look()
+        self._say(
+            f"sites={self.outcome.sites} round={number} "
+            f"of={self.outcome.rounds} seconds={self.outcome.seconds[-1]:.1f} "
+            f"missing={self.outcome.missing} mixed={self.outcome.mixed} "
+            f"lost={self.outcome.lost} locked={self.outcome.locked} load={os.getloadavg()[0]:.1f}"
+        )
+
+    def _look(self) -> None:
+        """Every committed round: who counted, and with whose loss."""
+        logs = [
+            path.read_text(errors="replace") for path in self._federation.loopback.logs.iterdir()
+        ]
+        self.outcome.locked = sum(log.count("database is locked") for log in logs)
+        self.outcome.lost = sum(
+            log.count(f"Failed to {what} message") for log in logs for what in ("send", "receive")
+        )
+        played = whole_records(self._run)[1:]
+        self.outcome.seconds = [record["seconds"] for record in played]
+        told = [
+            client["loss"] == loss_of(client["client"], record["round"])
+            for record in played
+            for client in record["clients"]
+        ]
+        self.outcome.counted, self.outcome.mixed = told.count(True), told.count(False)
+        self.outcome.strays = sum(sum(record["strays"].values()) for record in played)
+
+    def _compare(self) -> None:
+        """With the same run in one process."""
+        reference = replayed(
+            self._folder / "replay",
+            self._run,
+            self._config,
+            self._sites,
+            self._federation.loopback,
+        )
+        self.outcome.bytes_same = False
+        check_same(self._run, reference)
+        self.outcome.bytes_same = True
+
+
+def whole_records(run: Path) -> list[dict[str, Any]]:
+    """Of rounds.jsonl, but for a line that is being written."""
+    path = run / "rounds.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def sample(pid: int) -> dict[str, float]:
@@ -45,143 +181,68 @@ def sample(pid: int) -> dict[str, float]:
     }
 
 
-class Load:
-    """One federation and its one run."""
-
-    def __init__(self, folder: Path, sites: int, rounds: int) -> None:
-        self._sites = {f"site-{k:02d}": {"rank": 1 + k % 4} for k in range(sites)}
-        self._folder = folder
-        self._config: dict[str, Any] = {
-            "output": "runs/load",
-            "rounds": rounds,
-            "seed": 0,
-            "clients": {"min-replies": sites, "timeout-seconds": PATIENCE_SECONDS},
-            "evaluate": {"server": False},
-        }
-        self.federation = SmallFederation(
-            folder / "federation",
-            "server.app:app",
-            "tests.deployment.quick_client:app",
-            self._sites,
-        )
-        self._run = self.federation.coordinator / "runs" / "load"
-        self.samples: list[dict[str, Any]] = []
-
-    def play(self) -> None:
-        """The run, sampled after each round, then checked."""
-        self.federation.start()
-        self.federation.start_run("run", self._config)
-        for number in self._rounds():
-            self._sample(number)
-        self.federation.loopback.wait_for_end("run")
-        self._check()
-
-    def _rounds(self) -> Iterator[int]:
-        """Each round when it is committed."""
-        seen, since = 0, time.monotonic()
-        while seen < self._config["rounds"]:
-            try:
-                now = committed(self._run)[0]
-            except (OSError, ValueError, TornError):
-                now = seen  # it is being written
-            if now > seen:
-                seen, since = now, time.monotonic()
-                yield seen
-            if time.monotonic() - since > PATIENCE_SECONDS:
-                raise TornError(
-                    f"no round after {seen} for {PATIENCE_SECONDS:g} s\n"
-                    f"{self.federation.loopback.all_logs()}"
-                )
-            time.sleep(0.1)
-
-    def _sample(self, number: int) -> None:
-        loopback = self.federation.loopback
-        pids = {"SuperLink": loopback.pid("superlink"), "SuperNode": loopback.pid("site-00")}
-        for pid in loopback.tasks_of("superlink", "flwr-serverapp"):
-            pids["ServerApp"] = pid
-        found: dict[str, Any] = {"round": number}
-        for name, pid in pids.items():
-            try:
-                found[name] = sample(pid)
-            except OSError:
-                continue  # the run has just ended
-        database = self.federation.coordinator / "superlink.db"
-        found["database_mb"] = database.stat().st_size / 1e6
-        self.samples.append(found)
-        with (self._folder / "samples.jsonl").open("a") as file:
-            print(json.dumps(found), file=file)
-        if number % 10 == 0:
-            print(json.dumps(found), flush=True)
-
-    def _check(self) -> None:
-        """Every client in every round, with the loss of that client in that round; same bytes."""
-        for record in records(self._run)[1:]:
-            number = record["round"]
-            told = {client["client"]: client["loss"] for client in record["clients"]}
-            wanted = {name: loss_of(name, number) for name in self._sites}
-            if told != wanted or record["failures"] or any(record["strays"].values()):
-                raise TornError(
-                    f"round {number}: {told}, failures {record['failures']}, {record['strays']}"
-                )
-        reference = replayed(
-            self._folder / "replay",
-            self._run,
-            self._config,
-            self._sites,
-            self.federation.loopback,
-        )
-        check_same(self._run, reference)
-
-    def summary(self) -> str:
-        """Medians over a few rounds, from the beginning to the end."""
-        whole = [s for s in self.samples if {"SuperLink", "SuperNode", "ServerApp"} <= s.keys()]
-        if len(whole) < WINDOW:
-            return "too few rounds to tell"
-        lines = ["| rounds | process | memory, MB | open files | threads |"]
-        lines.append("| --- | --- | ---: | ---: | ---: |")
-        starts = [k * (len(whole) - WINDOW) // (SHOWN - 1) for k in range(SHOWN)]
-        for start in starts:
-            window = whole[start : start + WINDOW]
-            for name in ("SuperLink", "ServerApp", "SuperNode"):
-                cells = [
-                    f"{statistics.median(s[name][what] for s in window):.0f}"
-                    for what in ("mb", "files", "threads")
-                ]
-                shown = f"{window[0]['round']} to {window[-1]['round']}"
-                lines.append(f"| {shown} | {name} | {' | '.join(cells)} |")
-        seconds = [record["seconds"] for record in records(self._run)[1:]]
-        middle = f"{statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})"
-        lines.append(
-            f"\n{len(self._sites)} sites, {len(seconds)} rounds, {middle} each; superlink.db "
-            f"{whole[0]['database_mb']:.1f} MB, then {whole[-1]['database_mb']:.1f} MB"
-        )
-        return "\n".join(lines)
-
-
 def main() -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sites", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--output", type=Path, help="folder for samples and logs; must not exist")
+    parser.add_argument(
+        "--sites", default="2,4,8,16", help="how many, one federation after another"
+    )
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--output", type=Path, help="folder on a disk; must not exist")
     arguments = parser.parse_args()
     folder = arguments.output or Path(tempfile.mkdtemp(prefix="bouquet-load-"))
-    (folder / "federation").mkdir(parents=True)
-    print(f"logs in {folder}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # after cleaning up
-    load = Load(folder, arguments.sites, arguments.rounds)
-    try:
-        load.play()
-        print("every client counted in every round; the bytes are those of a replay", flush=True)
-    except (TornError, AssertionError) as error:
-        print(f"FAILED {type(error).__name__}: {error}", flush=True)
-        return 1
-    finally:
-        load.federation.loopback.stop()
-        print(load.summary(), flush=True)
-    return 0
+    folder.mkdir(parents=True, exist_ok=arguments.output is None)
+    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(sign, _interrupt)
+    numbers = [int(number) for number in arguments.sites.split(",")]
+    outcomes: list[Outcome] = []
+    with (folder / "load.log").open("a") as log:
+        say = partial(_say, log)
+        say(f"output={folder} on={_file_system(folder)} {_machine()}")
+        try:
+            for sites in numbers:
+                load = Load(folder / f"sites-{sites:02d}", sites, arguments.rounds, say)
+                outcomes.append(load.outcome)
+                load.play()
+                (folder / "tables.md").write_text(_tables(outcomes))
+        except Interrupted:
+            say("interrupted; this is what was reached")
+        finally:
+            (folder / "tables.md").write_text(_tables(outcomes))
+            say(_tables(outcomes))
+    return 0 if [one.good for one in outcomes] == [True] * len(numbers) else 1
+
+
+def _say(log: TextIO, text: str) -> None:
+    """To whoever watches, and to load.log."""
+    line = f"{time.strftime('%H:%M:%S')} {text}"
+    print(line, file=log, flush=True)
+    print(line, flush=True)
+
+
+def _tables(outcomes: Sequence[Outcome]) -> str:
+    errors = [f"{one.sites} sites: {one.error}" for one in outcomes if one.error]
+    return "\n\n".join([table(outcomes), *map(growth, outcomes), *errors]) + "\n"
+
+
+def _interrupt(*_: object) -> None:
+    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_IGN)  # cleaning up is not interrupted
+    raise Interrupted
+
+
+def _file_system(folder: Path) -> str:
+    command = ["stat", "--file-system", "--format=%T", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _machine() -> str:
+    models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return (
+        f"cores={os.cpu_count()} cpu={models[0] if models else '?'} load={os.getloadavg()[0]:.1f}"
+    )
 
 
 if __name__ == "__main__":

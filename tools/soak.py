@@ -28,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.deployment.loopback import cpu_seconds
+from tests.deployment.loopback import ENDS_WITH_US, cpu_seconds
 from tests.deployment.quick_client import TRAINING
 from tests.deployment.small_federation import SmallFederation
 from tools.soak_checks import (
@@ -88,6 +88,7 @@ class Soak:
             "server.app:app",
             "tests.deployment.quick_client:app",
             self._sites,
+            prefix=ENDS_WITH_US,
             **{TRAINING: "0.7"},
         )
         self._loopback = self.federation.loopback

@@ -11,5 +11,5 @@ umask 077
     @SECURITY@ \
     --fleet-api-address @BIND@:@FLEET_PORT@ \
     --host 127.0.0.1 --port @CONTROL_PORT@ \
-    --database superlink.db \
+    --database 'sqlite:///superlink.db?plugin=bouquet' \
     --disable-runtime-dependency-installation

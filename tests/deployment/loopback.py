@@ -19,6 +19,8 @@ PATIENCE_SECONDS = 240.0
 """How long anything may take before the test gives up; nothing is measured by it."""
 AT_WORK_SECONDS = 2.5
 """Of processor time: a ClientApp's start takes less than one, importing torch three and more."""
+ENDS_WITH_US = "setpriv --pdeathsig KILL"
+"""Before a command: whatever ends the thread that starts it, even kill -9, ends it too."""
 
 
 class Loopback:

@@ -28,9 +28,13 @@ class SmallFederation:
         clientapp: str,
         sites: Mapping[str, Mapping[str, Value]],
         insecure: bool = False,
+        prefix: str = "",
         **environment: str,
     ) -> None:
-        """serverapp, clientapp: as module:attribute. sites: name -> what its [node] says more."""
+        """serverapp, clientapp: as module:attribute. sites: name -> what its [node] says more.
+
+        prefix: a command by which every daemon is started.
+        """
         fleet, control, *ports = free_ports(2 + len(sites))
         self.ports = [fleet, control, *ports]
         self.loopback = Loopback(
@@ -48,6 +52,7 @@ class SmallFederation:
         unsafe = "--insecure" if insecure else ""
         self.sites = list(sites)
         self._insecure = insecure
+        self._prefix = prefix
         self.loopback.run(
             f"bouquet deploy init {LINK} --address localhost --sites {names} {unsafe}",
             self.project,
@@ -74,7 +79,8 @@ class SmallFederation:
     def start_superlink(self) -> None:
         """Start it, also anew after it died, and wait until it answers."""
         already = self.count("superlink", "Uvicorn running")
-        self.loopback.start("superlink", str(self.coordinator / "start-superlink.sh"), self.project)
+        script = self.coordinator / "start-superlink.sh"
+        self.loopback.start("superlink", f"{self._prefix} {script}", self.project)
         self.loopback.wait_for("superlink", "Uvicorn running", already + 1)
 
     def register_sites(self) -> None:
@@ -86,7 +92,8 @@ class SmallFederation:
         """Start these SuperNodes and wait until the SuperLink has let them in."""
         already = {name: self.count(name, "SuperNode ID") for name in names}
         for name in names:
-            self.loopback.start(name, str(self.site(name) / "start-supernode.sh"), self.project)
+            script = self.site(name) / "start-supernode.sh"
+            self.loopback.start(name, f"{self._prefix} {script}", self.project)
         for name in names if wait else ():
             self.loopback.wait_for(name, "SuperNode ID", already[name] + 1)
 
@@ -96,7 +103,8 @@ class SmallFederation:
         path.write_text(tomli_w.dumps(config))
         command = f"flwr run . {LINK} --stream --run-config {path}"
         environment = self.coordinator / "environment.sh"
-        self.loopback.start(name, f"sh -c '. {environment}; {command}'", self.project)
+        shell = f"sh -c '. {environment}; exec {command}'"
+        self.loopback.start(name, f"{self._prefix} {shell}", self.project)
 
     def flwr(self, arguments: str) -> str:
         """What a `flwr` command of the operator says."""
