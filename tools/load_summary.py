@@ -28,7 +28,7 @@ class Outcome:
     strays: int = 0
     """Answers that came late, twice, or to no question."""
     locked: int = 0
-    """How often a log says that the database was locked."""
+    """How often a log says that a request gave up on the database."""
     lost: int = 0
     """How often a SuperNode says that it failed to send or to receive a message."""
     bytes_same: bool | None = None

@@ -1,4 +1,4 @@
-"""A SuperLink whose database is locked waits for it, as its start script says."""
+"""Requests to a SuperLink's database, as its start script names it, wait for each other."""
 
 import re
 import sqlite3
@@ -43,3 +43,18 @@ def test_a_writer_waits_longer_than_flower_would(
     assert store.preregister(1, get_object_tree(record)) == [record.object_id]
     unlock.join()
     other.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of alembic, in Flower
+def test_a_request_waits_until_the_one_before_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path, monkeypatch)
+    second = threading.Thread(target=store.get, args=["none"])
+    with store.session() as first:
+        first.connection()
+        second.start()
+        second.join(0.5)
+        assert second.is_alive()
+    second.join()
+    assert not second.is_alive()
