@@ -2,7 +2,8 @@
 
     BouquetError            the run failed                          exit code 1
     ├── UsageError          the command or configuration is wrong   exit code 2
-    └── AdapterError        an adapter is not what it should be     exit code 1
+    ├── AdapterError        an adapter is not what it should be     exit code 1
+    └── ReplyError          what a client sent is not what it should be
 
 The command line prints the message alone; anything that is not a BouquetError is a bug and keeps
 its traceback.
@@ -26,6 +27,10 @@ class UsageError(BouquetError):
 
 class AdapterError(BouquetError):
     """An adapter whose names, shapes, numbers or bytes are not what they should be."""
+
+
+class ReplyError(BouquetError):
+    """What a client sent is not what it was asked for; it costs that client its turn alone."""
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:

@@ -121,9 +121,9 @@ def ask_principal(mailbox: Mailbox, roster: Roster, rank: int, timeout: float) -
     reasons = []
     for member in roster.members:
         message = _query(member.node_id, ConfigRecord({"principal-rank": rank}))
-        for answer in mailbox.exchange([message], timeout):
+        limit = budget_bytes(roster.shapes, rank)
+        for answer in mailbox.exchange([message], timeout, {member.node_id: limit}):
             try:
-                limit = budget_bytes(roster.shapes, rank)
                 packed = from_record(answer.content.get("principal"), limit=limit)
                 found = unpack(packed, limits=limits_of(roster.shapes, rank))
                 if found.shapes != dict(roster.shapes) or found.rank > rank:

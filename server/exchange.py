@@ -104,6 +104,15 @@ def admit_replies(
     )
 
 
+def reply_bytes(cohort: Sequence[Asked], roster: Roster, wire_dtype: str) -> dict[int, int]:
+    """Node -> the most bytes that the adapter and the head of its reply can need."""
+    head = head_budget_bytes(roster.head_shapes) if roster.head_shapes else 0
+    return {
+        asked.member.node_id: budget_bytes(roster.shapes, asked.member.rank, wire_dtype) + head
+        for asked in cohort
+    }
+
+
 def _admit(
     message: Message,
     asked: Asked,

@@ -7,12 +7,14 @@ that is out of breath (its database is locked, say) is asked again before the ru
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from adapters.errors import quoted
+from server.flower_grid import Postbox, Question
 from settings.events import log, logfmt
 
 Found = TypeVar("Found")
@@ -32,6 +34,8 @@ class Mailbox:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        self._postbox = Postbox(grid)
+        self._questions: dict[str, Question] = {}
         self._waiting: set[str] = set()
         self._later: set[str] = set()
         self._overdue: set[str] = set()
@@ -45,8 +49,16 @@ class Mailbox:
         """The nodes that are connected now, sorted."""
         return sorted(_patiently(self._grid.get_node_ids))
 
-    def exchange(self, messages: Iterable[Message], seconds: float) -> Iterator[Message]:
+    def exchange(
+        self,
+        messages: Iterable[Message],
+        seconds: float,
+        array_bytes: Mapping[int, int] | None = None,
+    ) -> Iterator[Message]:
         """Send the messages and yield each answer as it comes, until `seconds` have passed.
+
+        array_bytes: node -> the most that the arrays of its answer can need; nothing by default.
+        An answer that cannot be read comes as one with an error, of the node that sent it.
 
         The caller may stop before; what comes after that is late, and what had come with the last
         one that was taken is in `unheard`.
@@ -54,7 +66,7 @@ class Mailbox:
         self.unheard = []
         deadline = time.monotonic() + seconds
         self._overdue |= self._waiting
-        self._waiting = self._push(messages)
+        self._waiting = self._push(messages, array_bytes or {})
         pause = self._shortest_pause()
         while self._waiting:
             came = self._pull()
@@ -69,7 +81,7 @@ class Mailbox:
 
     def ask_later(self, messages: Iterable[Message]) -> None:
         """Send messages whose answers `answers` will hand out whenever they have come."""
-        self._later |= self._push(messages)
+        self._later |= self._push(messages, {})
 
     def answers(self) -> list[Message]:
         """What has come for `ask_later` since the last call; waits for nothing."""
@@ -83,16 +95,22 @@ class Mailbox:
         """The more are out, the longer: to look is a write to the SuperLink's database."""
         return min(SHORTEST_PAUSE_SECONDS * len(self._waiting), LONGEST_PAUSE_SECONDS)
 
-    def _push(self, messages: Iterable[Message]) -> set[str]:
+    def _push(self, messages: Iterable[Message], array_bytes: Mapping[int, int]) -> set[str]:
         letters = list(messages)
-        return {name for name in _patiently(lambda: self._grid.push_messages(letters)) if name}
+        names = list(_patiently(lambda: self._grid.push_messages(letters)))
+        asked = {name: letter.metadata for name, letter in zip(names, letters, strict=True) if name}
+        self._questions |= {
+            name: Question(to.dst_node_id, to.message_type, array_bytes.get(to.dst_node_id, 0))
+            for name, to in asked.items()
+        }
+        return set(asked)
 
     def _pull(self) -> list[Message]:
         """The answers that `exchange` waits for; all others are put where they belong."""
         came = []
-        out = sorted(self._waiting | self._later | self._overdue)
-        for answer in _patiently(lambda: self._grid.pull_messages(out)) if out else []:
+        for answer in _patiently(lambda: self._postbox.pull(self._questions)):
             question = answer.metadata.reply_to_message_id
+            self._questions.pop(question, None)
             if question in self._waiting:
                 came.append(answer)
             elif question in self._later:
@@ -118,6 +136,6 @@ def _patiently(ask: Callable[[], Found]) -> Found:
         except Exception as error:
             if not type(error).__module__.startswith(TRANSPORT):
                 raise
-            log.warning(logfmt("superlink-failed", again_in=pause, reason=str(error)[:200]))
+            log.warning(logfmt("superlink-failed", again_in=pause, reason=quoted(error, 200)))
             time.sleep(pause)
     return ask()

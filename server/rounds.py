@@ -40,7 +40,7 @@ from server.evaluation import (
     evaluate_trained,
     with_labels,
 )
-from server.exchange import Admitted, Rejection, admit_replies
+from server.exchange import Admitted, Rejection, admit_replies, reply_bytes
 from server.guard import guard, keeps_b
 from server.mailbox import Mailbox
 from server.method import has_own_models, method_of
@@ -214,7 +214,8 @@ def _train(
     asked = ask(cohort, run.strategy, state.model, clients.head)
     sent = broadcast_to(asked, state.model, settings.wire.dtype, state.pieces)
     messages = round_messages(MessageType.TRAIN, asked, sent, settings, server_round, state.base)
-    answers = run.mailbox.exchange(messages, clients.timeout_seconds)
+    room = reply_bytes(asked, run.attendance.roster, settings.wire.dtype)
+    answers = run.mailbox.exchange(messages, clients.timeout_seconds, room)
     admitted = admit_replies(
         _noting_holdings(run, answers),
         asked,

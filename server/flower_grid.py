@@ -1,0 +1,299 @@
+"""How an answer leaves Flower: by itself, and weighed before it is built.
+
+Flower's grid builds all answers of a pull at once, from whatever bytes the sites pushed. One that
+cannot be decoded raises for all of them, one may name the same chunk of bytes ten thousand times,
+and one whose bytes never come is waited for while the others lie there. Here the SuperLink is asked
+as Flower asks it, but each answer is fetched from the top down: what it holds is compared with what
+was asked for before the next object is fetched, and what is wrong with it is that site's failure.
+
+This is the one file that knows the inside of Flower's grid. A grid without network (in process, or
+Flower's simulation) hands out answers that are built already.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import httpx
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.app.message import make_message
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.serde_utils import error_from_proto, metadata_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.serverapp import Grid
+from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
+from flwr.supercore.inflatable.inflatable_object import InflatableObject
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from adapters.errors import ReplyError, listing, quoted
+from adapters.records import KEY
+
+ANSWERS: Mapping[str, frozenset[str]] = {
+    MessageType.QUERY: frozenset({"site", "principal", "failure"}),
+    MessageType.TRAIN: frozenset({"reply", "adapter", "head", "metrics", "failure"}),
+    MessageType.EVALUATE: frozenset({"reply", "metrics", "failure"}),
+}
+"""The records that an answer to each kind of message may hold."""
+TEXT_BYTES = 1 << 20
+"""The most that all of an answer but its arrays may take: names, numbers, shapes, words."""
+SMALLEST_CHUNK = 1 << 12
+"""Flower cuts arrays into chunks of 5 MB; smaller ones are let pass down to this."""
+ENVELOPE_BYTES = 1 << 12
+"""Around an object: its own head and the response that carries it."""
+PULL_OBJECT = "/pull-object"
+BROKEN = 2
+"""The code of the Error that an answer becomes which cannot be read."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a message asked of a node, and the most that the arrays of its answer may take."""
+
+    node: int
+    kind: str
+    array_bytes: int = 0
+
+    @property
+    def records(self) -> frozenset[str]:
+        """The records that its answer may hold."""
+        return ANSWERS.get(self.kind, frozenset())
+
+
+class Postbox:
+    """Fetches the answers to messages of one grid, each of them whole or not at all."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._coming: list[_Coming] = []
+        self._here: list[Message] = []
+        self._gate = _Gate()
+
+    def pull(self, questions: Mapping[str, Question]) -> list[Message]:
+        """The answers that are here, each naming as its source the node that was asked.
+
+        questions: by the id of the message that asked. An answer that cannot be read becomes a
+        message with an Error that says why; one whose bytes still come is handed out by a later
+        call. Raises what the way to the SuperLink raises, and loses nothing by it.
+        """
+        if not isinstance(self._grid, HttpGrid):
+            return list(self._grid.pull_messages(sorted(questions)))
+        self._coming += self._announced(self._grid, questions)
+        for coming in list(self._coming):
+            answer = coming.answer()
+            if answer is not None:
+                self._here.append(answer)
+                self._coming.remove(coming)
+        here, self._here = self._here, []
+        return here
+
+    def _announced(self, grid: HttpGrid, questions: Mapping[str, Question]) -> list["_Coming"]:
+        """The answers that the SuperLink has not told of before; of none is anything fetched."""
+        waiting = sorted(questions.keys() - {coming.question_id for coming in self._coming})
+        if not waiting:
+            return []
+        client = grid._runtime_client
+        self._gate.guard(client)
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=waiting))
+        return [
+            _Coming(_Store(grid, self._gate), metadata, questions[metadata.reply_to_message_id])
+            for metadata in (metadata_from_proto(each.metadata) for each in found.messages_list)
+            if metadata.reply_to_message_id in questions
+        ]
+
+
+class _NotYetError(Exception):
+    """An object that its site has announced and not yet pushed."""
+
+
+class _Gate:
+    """Stops a response that is larger than what is left for it, before its body is read."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._last: httpx.Response | None = None
+
+    def guard(self, client: RuntimeHttpClient) -> None:
+        """From now on, of all responses to this client."""
+        hooks = client._client.event_hooks
+        if self not in hooks["response"]:
+            client._client.event_hooks = {**hooks, "response": [*hooks["response"], self]}
+
+    def __call__(self, response: httpx.Response) -> None:
+        self._last = response
+        size = int(response.headers.get("content-length", 0))
+        if response.request.url.path.endswith(PULL_OBJECT) and size > self.most:
+            raise ReplyError(
+                f"{size:,} bytes came at once where at most {self.most:,} can be needed"
+            )
+
+    def release(self) -> None:
+        """Free the last body at once: httpx leaves it in a cycle until the collector comes."""
+        if self._last is not None:
+            vars(self._last).pop("_content", None)
+
+
+class _Store:
+    """The objects of a run that lie at the SuperLink."""
+
+    def __init__(self, grid: HttpGrid, gate: _Gate) -> None:
+        self._grid = grid
+        self._gate = gate
+
+    def fetch(self, object_id: str, most: int) -> bytes:
+        """Take an object of at most so many bytes; _NotYetError where it is still being pushed."""
+        self._gate.most = most + ENVELOPE_BYTES
+        found = self._grid._runtime_client.PullObject(
+            PullObjectRequest(node=self._grid.node, run_id=self._run_id, object_id=object_id)
+        )
+        self._gate.release()
+        if not found.object_found:
+            raise ReplyError("a part of it never reached the SuperLink")
+        if not found.object_available:
+            raise _NotYetError
+        return found.object_content
+
+    def received(self, message_id: str) -> None:
+        """The SuperLink may forget the message and its objects."""
+        self._grid._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._grid.node, run_id=self._run_id, message_object_id=message_id
+            )
+        )
+
+    @property
+    def _run_id(self) -> int:
+        return self._grid.run.run_id
+
+
+class _Coming:
+    """One announced answer, as far as it has come."""
+
+    def __init__(self, store: _Store, metadata: Metadata, question: Question) -> None:
+        self.question_id = metadata.reply_to_message_id
+        self._store = store
+        self._message_id = metadata.message_id
+        metadata.__dict__["_src_node_id"] = question.node
+        self._metadata = metadata
+        self._question = question
+        self._objects: dict[str, bytes] = {}
+        self._arrays: dict[str, tuple[bytearray, int]] = {}
+        """Of each array: what has come, and the number of its chunks."""
+        self._text_left = TEXT_BYTES
+        self._bytes_left = question.array_bytes
+        self._built: Message | None = None
+
+    def answer(self) -> Message | None:
+        """The answer; None as long as some of it is missing."""
+        if self._built is None:
+            try:
+                self._built = self._build()
+            except _NotYetError:
+                return None
+            except (httpx.HTTPError, OSError):
+                raise
+            except Exception as error:  # what a stranger pushed may break any decoder
+                told = isinstance(error, ReplyError)
+                self._built = self._broken(str(error) if told else f"cannot be read: {error!r}")
+            self._objects, self._arrays = {}, {}
+        self._store.received(self._message_id)
+        return self._built
+
+    def _build(self) -> Message:
+        parts, body = self._text(self._message_id, Message)
+        proto = ProtoMessage.FromString(body)
+        if proto.HasField("error"):
+            return make_message(metadata=self._metadata, error=error_from_proto(proto.error))
+        (content,) = parts
+        names = self._names(content, RecordDict)
+        if unasked := names.keys() - self._question.records:
+            raise ReplyError(
+                f"it holds {listing(sorted(quoted(name, 40) for name in unasked))}, which was not "
+                f"asked for; expected are {listing(sorted(self._question.records))}"
+            )
+        records = {name: self._record(object_id) for name, object_id in names.items()}
+        return make_message(metadata=self._metadata, content=RecordDict(records))
+
+    def _broken(self, reason: str) -> Message:
+        return make_message(metadata=self._metadata, error=Error(BROKEN, quoted(reason)))
+
+    def _record(self, object_id: str) -> ArrayRecord | ConfigRecord | MetricRecord:
+        self._text(object_id, ArrayRecord, ConfigRecord, MetricRecord)
+        content = self._objects[object_id]
+        for kind in (ConfigRecord, MetricRecord):
+            if content.startswith(kind.__qualname__.encode()):
+                return kind.inflate(content)
+        arrays = self._names(object_id, ArrayRecord)
+        if list(arrays) != [KEY]:
+            raise ReplyError(
+                f"expected an ArrayRecord with the one array {KEY!r}; got {len(arrays)} of them"
+            )
+        record = ArrayRecord()
+        record[KEY] = self._array(arrays[KEY])
+        return record
+
+    def _array(self, object_id: str) -> Array:
+        """The array, its chunks put in their places one by one, so that it is never held twice."""
+        chunks, body = self._text(object_id, Array)
+        told: Any = json.loads(body)
+        order = told["arraychunk_ids"]
+        most = 1 + self._question.array_bytes // SMALLEST_CHUNK
+        if len(order) > most:
+            raise ReplyError(f"an array came in {len(order):,} chunks where {most:,} are enough")
+        data, done = self._arrays.setdefault(object_id, (bytearray(), 0))
+        for at in range(done, len(order)):
+            content = self._store.fetch(chunks[order[at]], self._bytes_left)
+            _, chunk = _opened(content, ArrayChunk)
+            if len(chunk) > self._bytes_left:
+                raise ReplyError(
+                    f"its arrays take more than the {self._question.array_bytes:,} bytes that can "
+                    "be needed"
+                )
+            self._bytes_left -= len(chunk)
+            data += chunk
+            self._arrays[object_id] = (data, at + 1)
+        array = Array(str(told["dtype"]), tuple(told["shape"]), str(told["stype"]), b"")
+        array.data = cast(bytes, data)  # as Flower does it, without the copy
+        return array
+
+    def _names(self, object_id: str, kind: type[InflatableObject]) -> dict[str, str]:
+        """What such an object calls its parts: name -> object."""
+        parts, body = self._text(object_id, kind)
+        names = json.loads(body)
+        if set(names.values()) != set(parts):
+            raise ReplyError(f"a {kind.__qualname__} names other parts than it has")
+        return dict(names)
+
+    def _text(self, object_id: str, *kinds: type[InflatableObject]) -> tuple[list[str], bytes]:
+        """The parts and the body of an object of one of these kinds that is no array's bytes."""
+        if object_id not in self._objects:
+            content = self._store.fetch(object_id, self._text_left)
+            self._text_left -= len(content)
+            if self._text_left < 0:
+                raise ReplyError(f"beside its arrays it takes more than {TEXT_BYTES:,} bytes")
+            self._objects[object_id] = content
+        parts, body = _opened(self._objects[object_id], *kinds)
+        return parts, bytes(body)
+
+
+def _opened(content: bytes, *kinds: type[InflatableObject]) -> tuple[list[str], memoryview]:
+    """The parts of an object and its body, where it is of one of these kinds."""
+    end = content.index(HEAD_BODY_DIVIDER)
+    kind, parts, _ = content[:end].decode().split(HEAD_VALUE_DIVIDER)
+    wanted = [each.__qualname__ for each in kinds]
+    if kind not in wanted:
+        raise ReplyError(f"expected {' or '.join(wanted)}; got {quoted(kind, 40)}")
+    return parts.split(",") if parts else [], memoryview(content)[end + 1 :]

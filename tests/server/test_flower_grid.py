@@ -1,0 +1,341 @@
+"""One answer is one site's answer, whatever it is made of.
+
+Flower's own client and protobuf messages, by HTTP to what plays the SuperLink; the answers are
+Flower's own objects, with some of their bytes exchanged as the owner of a SuperNode could.
+"""
+
+import json
+import tracemalloc
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+)
+from flwr.supercore.run import Run
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from adapters.records import from_record, to_record
+from server.flower_grid import TEXT_BYTES, Postbox, Question
+from simulations.grid import InProcessGrid
+from tests.fake_clients import fake_app
+
+MB = 1 << 20
+CHUNK = 5 * MB
+PACKED = bytes(range(256)) * 3
+ONE_BYTE = Array("uint8", (1,), "bouquet.adapter", b"x")
+GOOD_BYTES = b"good" * 100
+GOOD, BAD = 11, 22
+"""Nodes."""
+
+
+class Respond(BaseHTTPRequestHandler):
+    """Hands each request to the SuperLink, or breaks the connection."""
+
+    server: "SuperLink"
+
+    def do_POST(self) -> None:
+        request = self.rfile.read(int(self.headers["content-length"]))
+        if self.path.endswith("/pull-object") and self.server.broken_wire:
+            self.server.broken_wire -= 1
+            self.close_connection = True
+            return
+        response = self.server.respond(self.path, request)
+        self.send_response(200)
+        self.send_header("content-length", str(len(response)))
+        self.end_headers()
+        self.wfile.write(response)
+
+    def log_request(self, code: Any = "-", size: Any = "-") -> None:
+        """Say nothing."""
+
+
+class SuperLink(ThreadingHTTPServer):
+    """What a ServerApp asks of a SuperLink, from a dictionary, by HTTP."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Respond)
+        InProcessGrid(fake_app(), 1, {})  # gives this process the identity that messages need
+        self.objects: dict[str, bytes | None] = {}
+        self.answers: dict[str, tuple[Any, Any]] = {}
+        self.received: list[str] = []
+        self.broken_wire = 0
+        grid = HttpGrid(insecure=True, token="t")
+        grid.set_run(Run.create_empty(1))
+        grid._client = RuntimeHttpClient("http://{}:{}".format(*self.server_address))
+        self.postbox = Postbox(grid)
+
+    def respond(self, path: str, request: bytes) -> bytes:
+        if path.endswith("/pull-messages"):
+            asked = set(PullAppMessagesRequest.FromString(request).message_ids)
+            here = [self.answers.pop(name) for name in list(self.answers) if name in asked]
+            return PullAppMessagesResponse(
+                messages_list=[message for message, _ in here],
+                message_object_trees=[tree for _, tree in here],
+            ).SerializeToString()
+        if path.endswith("/pull-object"):
+            wanted = PullObjectRequest.FromString(request).object_id
+            content = self.objects.get(wanted)
+            return PullObjectResponse(
+                object_found=wanted in self.objects,
+                object_available=content is not None,
+                object_content=content or b"",
+            ).SerializeToString()
+        self.received.append(path)
+        return b""
+
+    def push(
+        self,
+        question: str,
+        node: int,
+        content: RecordDict | Error,
+        spoil: Callable[[dict[str, bytes]], None] = lambda objects: None,
+    ) -> dict[str, bytes]:
+        """The answer of a node; its objects pass through `spoil` before they are stored."""
+        asked = Message(RecordDict(), dst_node_id=node, message_type="train")
+        asked.metadata.__dict__["_message_id"] = question
+        answer: Any = Message(content, reply_to=asked)
+        answer.metadata.__dict__["_message_id"] = answer.object_id
+        objects = {name: each.deflate() for name, each in get_all_nested_objects(answer).items()}
+        spoil(objects)
+        self.objects |= objects
+        self.answers[question] = (
+            message_to_proto(remove_content_from_message(answer)),
+            get_object_tree(answer),
+        )
+        return objects
+
+    def pull(self, **array_bytes: int) -> dict[str, Message]:
+        """What the answers to these questions became: `good` of node GOOD, others of BAD."""
+        asked = {
+            name: Question(GOOD if name == "good" else BAD, "train", size)
+            for name, size in array_bytes.items()
+        }
+        came = self.postbox.pull(asked)
+        return {answer.metadata.reply_to_message_id: answer for answer in came}
+
+
+@pytest.fixture
+def link() -> Iterator[SuperLink]:
+    with SuperLink() as link:
+        thread = Thread(target=link.serve_forever, args=(0.01,))
+        thread.start()
+        yield link
+        link.shutdown()
+        thread.join()
+
+
+def reply(packed: bytes = PACKED, **records: Any) -> RecordDict:
+    return RecordDict(
+        {
+            "adapter": to_record(packed),
+            "reply": ConfigRecord({"round": 1, "base": "b"}),
+            "metrics": MetricRecord({"loss": 1.0}),
+            **records,
+        }
+    )
+
+
+def exchanged(kind: str, old: bytes, new: bytes) -> Callable[[dict[str, bytes]], None]:
+    """The bytes `old` in every object of this kind become `new`, under the same name."""
+
+    def spoil(objects: dict[str, bytes]) -> None:
+        for name, content in objects.items():
+            if content.startswith(kind.encode()):
+                objects[name] = content.replace(old, new)
+
+    return spoil
+
+
+def with_body(kind: str, body: bytes) -> Callable[[dict[str, bytes]], None]:
+    def spoil(objects: dict[str, bytes]) -> None:
+        for name, content in objects.items():
+            if content.startswith(kind.encode()):
+                objects[name] = content[: content.index(b"\0") + 1] + body
+
+    return spoil
+
+
+def nested(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+def many_times(times: int) -> Callable[[dict[str, bytes]], None]:
+    """The one chunk of an array is named so many times."""
+
+    def spoil(objects: dict[str, bytes]) -> None:
+        for name, content in objects.items():
+            if content.startswith(b"Array "):
+                head, _, body = content.partition(b"\0")
+                told = json.loads(body) | {"arraychunk_ids": [0] * times}
+                objects[name] = head + b"\0" + json.dumps(told).encode()
+
+    return spoil
+
+
+def honest() -> RecordDict:
+    """Another answer, that shares no object with the one that is spoiled."""
+    return reply(
+        GOOD_BYTES,
+        reply=ConfigRecord({"round": 2, "base": "b"}),
+        metrics=MetricRecord({"loss": 2.0}),
+    )
+
+
+BROKEN: dict[str, tuple[RecordDict | Error, Callable[[dict[str, bytes]], None]]] = {
+    "metrics that are no protobuf": (reply(), with_body("MetricRecord", b"\xff\xff\xff")),
+    "a config that is no protobuf": (reply(), with_body("ConfigRecord", b"\x0a\xff\x01")),
+    "a message that is no protobuf": (reply(), with_body("Message", b"\xff\xff")),
+    "a class that Flower does not know": (reply(), exchanged("ConfigRecord", b"Config", b"Evil")),
+    "a record that is a chunk": (
+        reply(),
+        exchanged("MetricRecord", b"MetricRecord", b"ArrayChunk"),
+    ),
+    "names that are no JSON": (reply(), with_body("RecordDict", b"{")),
+    "names that are a list": (reply(), with_body("RecordDict", b"[1]")),
+    "names that are nested": (reply(), with_body("RecordDict", nested(100_000))),
+    "names of parts that it has not": (reply(), with_body("RecordDict", b'{"reply": "00"}')),
+    "an array that is no JSON": (reply(), with_body("Array ", b"{")),
+    "an array without its kind": (reply(), with_body("Array ", b'{"arraychunk_ids": []}')),
+    "chunks that are not there": (reply(), exchanged("Array ", b"[0]", b"[7]")),
+    "chunks that are words": (reply(), exchanged("Array ", b"[0]", b'["x"]')),
+    "a chunk ten thousand times": (reply(), many_times(10_000)),
+    "a chunk twice": (reply(bytes(900)), many_times(2)),
+    "no head at all": (reply(), lambda objects: objects.update(dict.fromkeys(objects, b"junk"))),
+    "nothing at all": (reply(), lambda objects: objects.update(dict.fromkeys(objects, b""))),
+    "an object that was never pushed": (reply(), lambda objects: objects.clear()),
+    "a record that nobody asked for": (reply(extra=ConfigRecord({"x": 1})), lambda objects: None),
+    "an array beside the adapter": (
+        reply(
+            adapter=ArrayRecord(
+                {"packed": Array("uint8", (1,), "s", b"x"), "more": Array("uint8", (1,), "s", b"y")}
+            )
+        ),
+        lambda objects: None,
+    ),
+    "an adapter larger than can be": (reply(bytes(MB)), lambda objects: None),
+    "300,000 strings": (
+        reply(reply=ConfigRecord({"words": [str(i) for i in range(300_000)]})),
+        lambda objects: None,
+    ),
+    "20,000 metrics of long names": (
+        reply(metrics=MetricRecord({f"metric-{i:060}": 1.0 for i in range(20_000)})),
+        lambda objects: None,
+    ),
+    "20 MB of reason": (Error(1, "because " * (20 * MB // 8)), lambda objects: None),
+    "20 MB of failure": (
+        RecordDict({"failure": ConfigRecord({"reason": "no " * (20 * MB // 3)})}),
+        lambda objects: None,
+    ),
+}
+
+
+def test_an_answer_comes_as_it_was_sent(link: SuperLink) -> None:
+    link.push("good", GOOD, honest())
+    answer = link.pull(good=1000)["good"]
+    assert answer.metadata.src_node_id == GOOD
+    assert from_record(answer.content["adapter"]) == GOOD_BYTES
+    assert answer.content["reply"] == ConfigRecord({"round": 2, "base": "b"})
+    assert answer.content["metrics"] == MetricRecord({"loss": 2.0})
+    assert len(link.received) == 1
+    assert link.pull(good=1000) == {}
+
+
+def test_an_error_comes_with_its_words(link: SuperLink) -> None:
+    link.push("bad", BAD, Error(7, "no memory"))
+    assert link.pull(bad=1000)["bad"].error.reason == "no memory"
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_a_broken_answer_is_its_site_s_alone(case: str, first: bool, link: SuperLink) -> None:
+    content, spoil = BROKEN[case]
+    if first:
+        link.push("bad", BAD, content, spoil)
+    link.push("good", GOOD, honest())
+    if not first:
+        link.push("bad", BAD, content, spoil)
+    came = link.pull(good=1000, bad=1000)
+    assert from_record(came["good"].content["adapter"]) == GOOD_BYTES
+    assert came["bad"].metadata.src_node_id == BAD
+    assert came["bad"].has_error()
+    assert 0 < len(came["bad"].error.reason or "") <= 500
+    assert link.pull(good=1000, bad=1000) == {}  # and it is not asked for again
+
+
+def test_what_nobody_asked_for_is_named(link: SuperLink) -> None:
+    content = reply()
+    content["x\x1b[2J"] = ConfigRecord({})
+    link.push("bad", BAD, content)
+    reason = link.pull(bad=1000)["bad"].error.reason
+    assert str(reason).startswith("it holds x\\x1b[2J, which was not asked for")
+
+
+def test_nobody_answers_for_another(link: SuperLink) -> None:
+    def as_good(objects: dict[str, bytes]) -> None:
+        with SuperLink() as elsewhere:
+            (told,) = elsewhere.push("good", GOOD, Error(1, "I give up")).values()
+        (name,) = objects
+        objects[name] = told
+
+    link.push("bad", BAD, Error(1, "mine"), as_good)
+    link.push("good", GOOD, honest())
+    came = link.pull(good=1000, bad=1000)
+    assert came["bad"].metadata.src_node_id == BAD
+    assert came["good"].has_content()
+
+
+def test_bytes_that_still_come_hold_up_nobody(link: SuperLink) -> None:
+    objects = link.push("bad", BAD, reply())
+    late = next(name for name, content in objects.items() if content.startswith(b"ArrayChunk"))
+    link.objects[late] = None
+    link.push("good", GOOD, honest())
+    assert set(link.pull(good=1000, bad=1000)) == {"good"}
+    assert link.pull(bad=1000) == {}
+    link.objects[late] = objects[late]
+    assert from_record(link.pull(bad=1000)["bad"].content["adapter"]) == PACKED
+
+
+def test_a_wire_that_breaks_loses_nothing(link: SuperLink) -> None:
+    link.push("good", GOOD, honest())
+    link.push("bad", BAD, Error(1, "x"))
+    for _ in range(2):
+        link.broken_wire = 1
+        with pytest.raises(httpx.RemoteProtocolError):
+            link.pull(good=1000, bad=1000)
+    assert set(link.pull(good=1000, bad=1000)) == {"good", "bad"}
+
+
+def test_an_array_of_many_chunks_comes_whole(link: SuperLink) -> None:
+    packed = bytes(range(256)) * (3 * CHUNK // 256) + b"end"
+    link.push("good", GOOD, reply(packed))
+    assert from_record(link.pull(good=len(packed))["good"].content["adapter"]) == packed
+
+
+@pytest.mark.parametrize("times", [1, 600])
+def test_fetching_takes_what_was_declared_and_no_more(times: int, link: SuperLink) -> None:
+    declared = 8 * CHUNK
+    packed = bytes(declared if times == 1 else CHUNK)
+    link.push("bad", BAD, reply(packed), many_times(times) if times > 1 else lambda objects: None)
+    tracemalloc.start()
+    try:
+        came = link.pull(bad=declared)["bad"]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert came.has_error() == (times > 1)
+    # Beside the array: one chunk as here serialized, as the response, and as Flower's copy of it.
+    assert peak <= 1.2 * declared + 3 * CHUNK + TEXT_BYTES
