@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from server.exchange import Rejection
 from server.roster import Member, Roster
+from server.waiting import Sparingly, Waiting
 from settings.events import log, log_to_stdout, logfmt
 
 
@@ -19,6 +20,12 @@ class RunObserver(Protocol):
 
     def clients_came(self, joined: list[str], left_out: dict[str, str]) -> None:
         """These take part from now on; those came too and cannot, for their reasons."""
+
+    def roster_changed(self, roster: Roster) -> None:
+        """Somebody came, changed or is left out since."""
+
+    def waiting(self, waiting: Waiting) -> None:
+        """Answers are still out; called at every look, several times a second."""
 
     def round_started(self, server_round: int, cohort: list[Member]) -> None:
         """These clients are asked to train."""
@@ -32,13 +39,19 @@ class RunObserver(Protocol):
     def run_finished(self, folder: Path) -> None:
         """The adapter is written."""
 
+    def run_failed(self, words: str) -> None:
+        """The run ended before its last round, for this reason."""
+
     def how_to_go_on(self, folder: Path) -> str:
         """What a person does to go on with the run in this folder after it stopped."""
         return by_flower(folder)
 
 
-class LogObserver:
+class LogObserver(RunObserver):
     """One log line for each event."""
+
+    def __init__(self) -> None:
+        self._sparingly = Sparingly()
 
     def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
         """Name folder, base, clients, ranks and nodes."""
@@ -47,6 +60,11 @@ class LogObserver:
             fields = {"client": member.name, "node": member.node_id, "rank": member.rank}
             log.info(logfmt("present", **fields, examples=member.num_examples))
         self.clients_came([], roster.left_out)
+
+    def waiting(self, waiting: Waiting) -> None:
+        """For whom, since when: at once, then ever less often."""
+        if self._sparingly.due(waiting):
+            log.info(logfmt("waiting", phase=waiting.purpose, words=waiting))
 
     def clients_came(self, joined: list[str], left_out: dict[str, str]) -> None:
         """Name them, and why some cannot take part."""

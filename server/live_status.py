@@ -1,0 +1,286 @@
+"""status.json in the run's folder: how the run stands now, for people and programs that watch.
+
+Written by the server at each event and while it waits, whole or not at all; docs/status.md says
+what each field means. rounds.jsonl remains the record of what is committed: this file is only the
+present, and a run goes on without it.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import UsageError, quoted
+from server.exchange import Rejection
+from server.progress import RunObserver
+from server.roster import Member, Roster
+from server.waiting import Waiting
+from settings.events import log, logfmt
+
+FORMAT = "bouquet-status-1"
+NAME = "status.json"
+WRITE_EVERY_SECONDS = 5.0
+ROUNDS_IN_MEAN = 5
+WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
+
+
+@dataclass
+class SiteStatus:
+    """One site, as the server last heard of it."""
+
+    name: str
+    node: int = 0
+    rank: int | None = None
+    examples: int | None = None
+    state: str = "here"
+    """here, asked, answered, late, failed, left out."""
+    asked_at: str | None = None
+    answered_at: str | None = None
+    late_since: str | None = None
+    last_seen: str | None = None
+    bytes_up: int = 0
+    """Of all rounds so far."""
+    bytes_down: int = 0
+    seconds: float | None = None
+    """Of its last training."""
+    change: float | None = None
+    """Norm of what it changed in its last round."""
+    loss: float | None = None
+    failures: int = 0
+    words: str | None = None
+    """Why it failed last, in its own words."""
+    failed_round: int | None = None
+
+
+@dataclass
+class LiveStatus:
+    """A run at one moment; times are ISO 8601 in UTC."""
+
+    format: str = FORMAT
+    state: str = WAITING
+    phase: str = "starting"
+    phase_since: str = ""
+    started: str = ""
+    updated: str = ""
+    round: int = 0
+    """Under way, or the last one done."""
+    rounds_done: int = 0
+    rounds: int = 0
+    needed: int = 1
+    """Replies that a round needs: clients.min-replies."""
+    deadline: str | None = None
+    waiting_for: list[str] = field(default_factory=list)
+    waiting_for_more: int = 0
+    """So many sites more are needed, which nobody knows yet."""
+    waiting_since: str | None = None
+    expected_end: str | None = None
+    round_seconds: float | None = None
+    loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    lost_messages: int = 0
+    failure: str | None = None
+    sites: list[SiteStatus] = field(default_factory=list)
+
+    def site(self, name: str) -> SiteStatus:
+        """The site of this name, new where there was none."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        self.sites.append(SiteStatus(name))
+        self.sites.sort(key=lambda each: each.name)
+        return self.site(name)
+
+
+def read_live_status(folder: Path) -> LiveStatus | None:
+    """What status.json says; None where there is none; UsageError where it cannot be read."""
+    path = folder / NAME
+    try:
+        told = json.loads(path.read_bytes())
+        if told["format"] != FORMAT:
+            raise ValueError(f"format {told['format']!r}, and this version reads {FORMAT}")
+        known = {each.name for each in fields(LiveStatus)}
+        status = LiveStatus(**{name: value for name, value in told.items() if name in known})
+        of_site = {each.name for each in fields(SiteStatus)}
+        status.sites = [
+            SiteStatus(**{name: value for name, value in site.items() if name in of_site})
+            for site in told["sites"]
+        ]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{path} cannot be read: {quoted(error)}") from error
+    return status
+
+
+class StatusFile(RunObserver):
+    """Keeps status.json up to date, and tells each event to the observer behind it."""
+
+    def __init__(self, behind: RunObserver, folder: Path, rounds: int, needed: int) -> None:
+        self._behind = behind
+        self._folder = folder
+        self._written = 0.0
+        self._asked_round: set[str] = set()
+        self._round_seconds: list[float] = []
+        now = _now()
+        self.status = read_live_status(folder) or LiveStatus(started=now)
+        self.status.state, self.status.failure = WAITING, None
+        self.status.rounds, self.status.needed = rounds, needed
+        self.status.phase, self.status.phase_since = "waiting for sites", now
+        self._write()
+
+    def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
+        """The sites are known."""
+        self.status.state, self.status.round, self.status.rounds_done = RUNNING, done, done
+        self._heard(roster)
+        self._phase("beginning")
+        self._behind.run_opened(folder, roster, done, rounds)
+
+    def roster_changed(self, roster: Roster) -> None:
+        """Who came, changed or is left out."""
+        self._heard(roster)
+        self._write()
+        self._behind.roster_changed(roster)
+
+    def clients_came(self, joined: list[str], left_out: dict[str, str]) -> None:
+        """The roster has told already."""
+        self._behind.clients_came(joined, left_out)
+
+    def waiting(self, waiting: Waiting) -> None:
+        """Who answered since, who is silent, who is late."""
+        status, now = self.status, _now()
+        since = _at(-waiting.seconds)
+        status.waiting_since, status.deadline = since, _at(waiting.left)
+        changed = status.waiting_for != list(waiting.missing)
+        status.waiting_for, status.waiting_for_more = list(waiting.missing), waiting.more
+        for name in waiting.here:
+            site = status.site(name)
+            if site.state in ("asked", "late"):
+                site.state, site.answered_at, site.last_seen, site.late_since = (
+                    "answered",
+                    now,
+                    now,
+                    None,
+                )
+        for name in waiting.missing:
+            site = status.site(name)
+            if name in waiting.late:
+                site.late_since = site.late_since or now
+            site.state = "late" if name in waiting.late else "asked"
+            site.asked_at = since
+        if changed or time.monotonic() - self._written >= WRITE_EVERY_SECONDS:
+            self._write()
+        self._behind.waiting(waiting)
+
+    def round_started(self, server_round: int, cohort: list[Member]) -> None:
+        """The cohort is asked."""
+        self.status.round, now = server_round, _now()
+        for member in cohort:
+            site = self.status.site(member.name)
+            site.state, site.asked_at, site.answered_at, site.late_since = "asked", now, None, None
+        self._phase("training")
+        self._behind.round_started(server_round, cohort)
+
+    def phase_started(self, phase: str) -> None:
+        """The wait for the clients is over, or another begins."""
+        self._phase(phase)
+        self._behind.phase_started(phase)
+
+    def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
+        """What the round brought: for each site, and in all."""
+        self._count(record, rejected)
+        self._phase("between rounds")
+        self._behind.round_finished(record, rejected)
+
+    def run_finished(self, folder: Path) -> None:
+        """The adapter is written."""
+        self.status.state, self.status.expected_end = FINISHED, None
+        self._phase("finished")
+        self._behind.run_finished(folder)
+
+    def run_failed(self, words: str) -> None:
+        """The run ended before its last round."""
+        self.status.state, self.status.failure = FAILED, quoted(words, 2000)
+        self.status.expected_end = None
+        self._phase("failed")
+        self._behind.run_failed(words)
+
+    def how_to_go_on(self, folder: Path) -> str:
+        """As whoever watches says."""
+        return self._behind.how_to_go_on(folder)
+
+    def _heard(self, roster: Roster) -> None:
+        for member in roster.members:
+            site = self.status.site(member.name)
+            site.node, site.rank, site.examples = member.node_id, member.rank, member.num_examples
+            site.last_seen = site.last_seen or _now()
+            if site.state == "left out":
+                site.state = "here"
+        for name, reason in roster.left_out.items():
+            site = self.status.site(name)
+            site.state, site.words = "left out", quoted(reason)
+
+    def _count(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
+        status, now = self.status, _now()
+        status.round = status.rounds_done = int(record["round"])
+        for loss in ("held_out_loss", "client_held_out_loss"):
+            if record.get(loss) is not None:
+                status.loss = record[loss]
+                break
+        prefix = "held_out_"
+        status.metrics |= {
+            name.removeprefix(prefix): value
+            for name, value in record.items()
+            if name.startswith(prefix) and name not in ("held_out_loss", "held_out_tokens")
+        }
+        status.lost_messages = dict(record.get("strays", {})).get("lost", status.lost_messages)
+        for client in record.get("clients", []):
+            site = status.site(client["client"])
+            site.state, site.answered_at, site.last_seen, site.late_since = (
+                "answered",
+                now,
+                now,
+                None,
+            )
+            site.bytes_up += client["bytes_up"]
+            site.bytes_down += client["bytes_down"]
+            site.seconds, site.loss = client["train_seconds"], client["loss"]
+            site.change = client.get("delta_norm")
+        for rejection in rejected:
+            site = status.site(rejection.client)
+            site.state, site.failures = "failed", site.failures + 1
+            site.words, site.failed_round = quoted(rejection.reason), status.round
+        if status.round > 0 and "seconds" in record:
+            self._round_seconds = [*self._round_seconds, record["seconds"]][-ROUNDS_IN_MEAN:]
+            status.round_seconds = sum(self._round_seconds) / len(self._round_seconds)
+            status.expected_end = _at(status.round_seconds * (status.rounds - status.round))
+
+    def _phase(self, phase: str) -> None:
+        self.status.phase, self.status.phase_since = phase, _now()
+        self.status.waiting_for, self.status.waiting_for_more = [], 0
+        self.status.waiting_since = self.status.deadline = None
+        self._write()
+
+    def _write(self) -> None:
+        """Whole or not at all; a disk that does not take it is told, and the run goes on."""
+        self.status.updated = _now()
+        scratch = self._folder / f".writing-{NAME}"
+        try:
+            scratch.write_text(json.dumps(asdict(self.status), indent=1) + "\n")
+            os.replace(scratch, self._folder / NAME)
+        except OSError as error:
+            log.warning(logfmt("status-not-written", path=self._folder / NAME, reason=error))
+        self._written = time.monotonic()
+
+
+def _now() -> str:
+    return _at(0.0)
+
+
+def _at(seconds: float) -> str:
+    """The time so many seconds from now."""
+    moment = datetime.fromtimestamp(time.time() + min(seconds, 1e9), UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,71 @@
+"""For whom a run waits, since when, and what it says of that."""
+
+from dataclasses import dataclass
+
+from adapters.errors import listing
+from settings.units import counted
+
+LONGEST_SILENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One look at a wait that goes on."""
+
+    purpose: str
+    """What is waited for: "answers of sites", "training", "clients evaluate"."""
+    here: tuple[str, ...]
+    """Who has answered."""
+    missing: tuple[str, ...]
+    """Who was asked and has not."""
+    more: int
+    """So many sites beyond these are needed, and not connected."""
+    seconds: float
+    """Since the wait began."""
+    left: float
+    """Seconds until it ends."""
+    late: tuple[str, ...] = ()
+    """Of the missing, who was silent for so long that it was asked again."""
+
+    def __str__(self) -> str:
+        """The wait in one line.
+
+        >>> print(Waiting("training", ("bergen",), ("oslo", "tromso"), 0, 40.0, 560.0))
+        waiting for 2 of 3 sites, since 40 s; here: bergen; silent: oslo, tromso
+        """
+        absent = len(self.missing) + self.more
+        total = counted(absent + len(self.here), "site")
+        parts = [f"waiting for {absent} of {total}, since {self.seconds:.0f} s"]
+        parts.append(f"here: {listing(self.here, limit=20)}" if self.here else "nobody is here")
+        if self.missing:
+            parts.append(f"silent: {listing(self.missing, limit=20)}")
+        if self.late:
+            parts.append(f"asked again: {listing(self.late, limit=20)}")
+        return "; ".join(parts)
+
+
+class Sparingly:
+    """Says which looks at a wait are worth a line: the first, then ever fewer, at least one a minute.
+
+    >>> tell = Sparingly()
+    >>> def look(seconds):
+    ...     return tell.due(Waiting("training", (), ("oslo",), 0, seconds, 600.0 - seconds))
+    >>> [second for second in range(200) if look(float(second))]
+    [0, 1, 3, 7, 15, 31, 63, 123, 183]
+    """
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._last = 0.0
+        self._here: tuple[str, ...] = ()
+
+    def due(self, waiting: Waiting) -> bool:
+        """Whether this look should be told; a new wait, or who came, begins anew."""
+        if waiting.seconds < self._last:
+            self._next, self._here = 0.0, ()
+        self._last = waiting.seconds
+        if waiting.seconds < self._next and waiting.here == self._here:
+            return False
+        self._here = waiting.here
+        self._next = waiting.seconds + min(1.0 + waiting.seconds, LONGEST_SILENCE_SECONDS)
+        return True
