@@ -3,15 +3,26 @@
 Who took part in each round, who failed and why, how long it took and how much was sent.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import UsageError
-from server.run_folder import read_config
+from adapters.errors import UsageError, listing, quoted
+from server.live_status import (
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    LiveStatus,
+    SiteStatus,
+    read_live_status,
+)
+from server.run_folder import RunFolder, read_config, read_records
+from settings.units import counted
 from strategies.registry import make_strategy
 
 Record = Mapping[str, Any]
@@ -48,6 +59,10 @@ class Status:
     """Each client has a model of its own, so there is no global one to export."""
     idle_seconds: float
     """Since anything was written."""
+    locked: bool = False
+    """A process runs it."""
+    live: LiveStatus | None = None
+    """What its status.json tells; a run of an older version has none."""
 
     @property
     def done(self) -> int:
@@ -80,24 +95,86 @@ class Status:
                 totals.failures.append((int(record["round"]), str(failure["reason"])))
         return [found[name] for name in sorted(found)]
 
+    @property
+    def state(self) -> str:
+        """waiting, running, finished, failed, or stopped: its process is gone."""
+        if self.finished:
+            return FINISHED
+        told = self.live.state if self.live else RUNNING
+        if told in (WAITING, RUNNING) and not self.locked:
+            return STOPPED
+        return RUNNING if told == FINISHED else told
+
+    @property
+    def exit_code(self) -> int:
+        """0 finished, 1 failed or stopped, 2 goes on or waits."""
+        return {FINISHED: 0, WAITING: 2, RUNNING: 2}.get(self.state, 1)
+
+    def sentence(self) -> str:
+        """Is it alive, whom does it wait for, what failed."""
+        live, state = self.live, self.state
+        if state == FINISHED:
+            return f"finished: {counted(self.done, 'round')} of {self.wanted} are done"
+        if state == FAILED and live:
+            return f"failed after round {self.done} of {self.wanted}: {live.failure}"
+        if state == STOPPED:
+            return (
+                f"stopped: no process runs it, and round {self.done} of {self.wanted} was the last "
+                f"that it saved; it last wrote {in_words(self.idle_seconds)} ago"
+            )
+        if live is None:
+            return f"goes on with round {self.done + 1} of {self.wanted}"
+        at = f"round {live.round} of {self.wanted}, {live.phase}" if self.records else live.phase
+        silent = listing(live.waiting_for, limit=10)
+        if live.waiting_for_more:
+            more = f"{counted(live.waiting_for_more, 'site')} more"
+            silent = f"{silent} and {more}" if silent else more
+        if not silent or live.waiting_since is None:
+            return f"alive: {at}, since {in_words(seconds_since(live.phase_since))}"
+        since = in_words(seconds_since(live.waiting_since))
+        late = [site.name for site in live.sites if site.state == "late"]
+        tail = f"; asked again: {listing(late, limit=10)}" if late else ""
+        return f"alive: {at}; waiting for {silent}, since {since}{tail}"
+
     def next_step(self, link: str = "LINK") -> str:
         """What an operator does now."""
-        if self.finished and self.personal:
-            return (
-                f"finished: {self.strategy} has a model for each client, and no global adapter; "
-                f"bouquet report {self.folder} draws the run"
-            )
-        if self.finished:
-            return (
-                f"finished: the adapter is in {self.folder}/adapter; bouquet report {self.folder} "
-                "draws the run"
-            )
-        begun = f"round {self.done + 1} of {self.wanted}" if self.records else "the first answers"
+        draws = f"bouquet report {self.folder} draws the run"
+        if self.state == FINISHED and self.personal:
+            return f"{self.strategy} has a model for each client, and no global adapter; {draws}"
+        if self.state == FINISHED:
+            return f"the adapter is in {self.folder}/adapter; {draws}"
+        if self.exit_code == 2:
+            return f"bouquet status {self.folder} --watch follows it"
         return (
-            f"waiting for {begun}; nothing was written for {_in_words(self.idle_seconds)}. "
-            f"flwr list {link} says whether the run goes on; if not, the flwr run command that "
-            "started it, with resume=true, takes it up after its last round"
+            f"flwr list {link} says what became of its process; the flwr run command that started "
+            "it, with resume=true, takes it up after its last round (a simulation: bouquet "
+            f"simulate --resume {self.folder})"
         )
+
+    def document(self) -> dict[str, Any]:
+        """The run as `bouquet status --json` prints it: docs/status.md says what each field means.
+
+        Of a run of an older version, which wrote no status.json, what rounds.jsonl tells.
+        """
+        live = self.live or LiveStatus(
+            round=self.done, rounds=self.wanted, sites=[_as_live(site) for site in self.sites()]
+        )
+        told = asdict(live) | {"state": self.state, "rounds_done": self.done, "rounds": self.wanted}
+        return {"run": str(self.folder), "strategy": self.strategy, "says": self.sentence(), **told}
+
+
+def _as_live(site: SiteTotals) -> SiteStatus:
+    round_, words = site.failures[-1] if site.failures else (None, None)
+    return SiteStatus(
+        site.site,
+        rank=site.rank,
+        examples=site.num_examples or None,
+        bytes_up=site.bytes_up,
+        bytes_down=site.bytes_down,
+        failures=len(site.failures),
+        words=None if words is None else quoted(words),
+        failed_round=round_,
+    )
 
 
 def read_status(folder: Path) -> Status:
@@ -121,21 +198,22 @@ def read_status(folder: Path) -> Status:
         finished=bool(records) and done >= wanted and (personal or (folder / "adapter").is_dir()),
         personal=personal,
         idle_seconds=max(0.0, time.time() - written),
+        locked=RunFolder(folder).is_locked(),
+        live=read_live_status(folder),
     )
 
 
-def read_records(log: Path) -> list[Record]:
-    """The whole lines of a rounds.jsonl, without one that is being written."""
-    if not log.exists():
-        return []
-    *whole, _ = log.read_text().split("\n")
-    try:
-        return [json.loads(line) for line in whole]
-    except ValueError as error:
-        raise UsageError(f"{log} is damaged: {error}") from error
+def seconds_since(moment: str) -> float:
+    """How long ago this time of a status document was."""
+    return max(0.0, time.time() - datetime.fromisoformat(moment).timestamp())
 
 
-def _in_words(seconds: float) -> str:
+def in_words(seconds: float) -> str:
+    """A duration as a person says it.
+
+    >>> in_words(40), in_words(600), in_words(36_000)
+    ('40 s', '10 min', '10 h')
+    """
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

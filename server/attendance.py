@@ -1,19 +1,23 @@
 """Asking who is there: once before the run, and in every round those who came since."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from adapters.adapter import Adapter
 from adapters.codec import budget_bytes, limits_of, unpack
-from adapters.errors import AdapterError, BouquetError, UsageError, listing
+from adapters.errors import AdapterError, BouquetError, UsageError, listing, quoted
 from adapters.records import from_record
 from server.mailbox import Mailbox
 from server.roster import Member, Roster, roster_from_answers
+from server.waiting import Waiting
 
 POLL_SECONDS = 0.5
+AGAIN_SECONDS = 60.0
+"""Who does not say who it is for so long is asked again: a first start may take a minute."""
 PATIENCE_SECONDS = 30.0
 """How long the start of a run waits for more clients than it needs."""
 
@@ -24,6 +28,7 @@ def call_roster(
     timeout: float,
     base: str | None = None,
     data: Mapping[str, str] | None = None,
+    tell: Callable[[Waiting], None] = lambda waiting: None,
 ) -> Roster:
     """Ask every connected node; wait until `at_least` of them can take part.
 
@@ -33,26 +38,74 @@ def call_roster(
     Raises UsageError when too few connect, or nobody can take part, with their reasons.
     """
     began = time.monotonic()
-    asked: set[int] = set()
-    answers: list[Message] = []
+    asked = Asking(mailbox)
+    answers: dict[int, Message] = {}
     heard_enough_at: float | None = None
     while True:
         nodes = set(mailbox.node_ids())
-        ask(mailbox, nodes - asked)
-        asked |= nodes
-        answers += mailbox.answers()
+        asked.ask(nodes - answers.keys())
+        answers |= {answer.metadata.src_node_id: answer for answer in mailbox.answers()}
         now = time.monotonic()
         if len(answers) >= at_least:
             heard_enough_at = heard_enough_at or now
-            if len(answers) == len(asked) or now - heard_enough_at > PATIENCE_SECONDS:
-                return roster_from_answers(answers, base=base, data=data)
+            if answers.keys() >= nodes or now - heard_enough_at > PATIENCE_SECONDS:
+                break
         if now - began > timeout:
             if len(nodes) < at_least:
                 raise UsageError(
                     f"{len(nodes)} clients connected within {timeout:g} s; {at_least} needed"
                 )
-            return roster_from_answers(answers, base=base, data=data)
+            break
+        silent = nodes - answers.keys()
+        tell(
+            Waiting(
+                "answers of sites",
+                tuple(sorted(_claimed_name(answer) for answer in answers.values())),
+                tuple(f"node {node}" for node in sorted(silent)),
+                max(0, at_least - len(nodes)),
+                now - began,
+                began + timeout - now,
+                tuple(f"node {node}" for node in sorted(silent & asked.again)),
+            )
+        )
         time.sleep(POLL_SECONDS)
+    return roster_from_answers(answers.values(), base=base, data=data)
+
+
+def _claimed_name(answer: Message) -> str:
+    """What a site calls itself, or its node."""
+    site = answer.content.get("site") if answer.has_content() else None
+    named = site.get("client") if isinstance(site, ConfigRecord) else None
+    return quoted(named, 80) if isinstance(named, str) else f"node {answer.metadata.src_node_id}"
+
+
+class Asking:
+    """Asks nodes who they are, and those that stay silent again: after a minute, two, four."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._next: dict[int, float] = {}
+        self._times: Counter[int] = Counter()
+        self.again: set[int] = set()
+        """Who was asked more than once."""
+
+    def ask(self, silent: Collection[int]) -> None:
+        """Ask who of these was not asked yet, or long ago; forget all others."""
+        now = time.monotonic()
+        due = [node for node in sorted(silent) if now >= self._next.get(node, 0.0)]
+        self.forget(self._next.keys() - silent)
+        ask(self._mailbox, due)
+        for node in due:
+            self._next[node] = now + AGAIN_SECONDS * 2.0 ** self._times[node]
+            self._times[node] += 1
+        self.again |= {node for node in due if self._times[node] > 1}
+
+    def forget(self, nodes: Iterable[int]) -> None:
+        """These have answered, or gone; should they be asked again, it is for the first time."""
+        for node in list(nodes):
+            self._next.pop(node, None)
+            self._times.pop(node, None)
+            self.again.discard(node)
 
 
 def ask(mailbox: Mailbox, nodes: Iterable[int]) -> None:
@@ -69,17 +122,19 @@ class Attendance:
         """refuse: raises UsageError where the run's method cannot take these ranks together."""
         self._mailbox = mailbox
         self._refuse = refuse
-        self._asked = {member.node_id for member in roster.members}
+        self._known = {member.node_id for member in roster.members}
+        self._asking = Asking(mailbox)
         self.roster = roster
 
     def update(self) -> list[Member]:
         """Take in who has answered since, ask who is new, and return the members connected now."""
         answers = self._mailbox.answers()
+        self._known |= {answer.metadata.src_node_id for answer in answers}
         if answers:
             self.roster = self._admit(roster_from_answers(answers, self.roster))
         nodes = set(self._mailbox.node_ids())
-        ask(self._mailbox, nodes - self._asked)
-        self._asked = nodes  # who goes and comes back is asked again
+        self._known &= nodes  # who goes and comes back is asked again
+        self._asking.ask(nodes - self._known)
         return self.roster.present(nodes)
 
     def _admit(self, after: Roster) -> Roster:

@@ -6,7 +6,6 @@ present, and a run goes on without it.
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -54,6 +53,11 @@ class SiteStatus:
     words: str | None = None
     """Why it failed last, in its own words."""
     failed_round: int | None = None
+
+    def answered(self, now: str) -> None:
+        """It is heard of; it is late no more."""
+        self.state, self.late_since = "answered", None
+        self.answered_at = self.last_seen = now
 
 
 @dataclass
@@ -159,12 +163,7 @@ class StatusFile(RunObserver):
         for name in waiting.here:
             site = status.site(name)
             if site.state in ("asked", "late"):
-                site.state, site.answered_at, site.last_seen, site.late_since = (
-                    "answered",
-                    now,
-                    now,
-                    None,
-                )
+                site.answered(now)
         for name in waiting.missing:
             site = status.site(name)
             if name in waiting.late:
@@ -248,7 +247,7 @@ class StatusFile(RunObserver):
             site.bytes_up += client["bytes_up"]
             site.bytes_down += client["bytes_down"]
             site.seconds, site.loss = client["train_seconds"], client["loss"]
-            site.change = client.get("delta_norm")
+            site.change = client.get("change_norm")
         for rejection in rejected:
             site = status.site(rejection.client)
             site.state, site.failures = "failed", site.failures + 1
@@ -270,7 +269,7 @@ class StatusFile(RunObserver):
         scratch = self._folder / f".writing-{NAME}"
         try:
             scratch.write_text(json.dumps(asdict(self.status), indent=1) + "\n")
-            os.replace(scratch, self._folder / NAME)
+            scratch.replace(self._folder / NAME)
         except OSError as error:
             log.warning(logfmt("status-not-written", path=self._folder / NAME, reason=error))
         self._written = time.monotonic()

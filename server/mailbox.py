@@ -7,7 +7,8 @@ that is out of breath (its database is locked, say) is asked again before the ru
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import TypeVar
 
 from flwr.app import Message
@@ -23,13 +24,34 @@ TRANSPORT = "httpx"
 """The library by which Flower's grid asks the SuperLink: its errors are worth another try."""
 SHORTEST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
+SILENT_AT_LEAST_SECONDS = 30.0
+SILENT_TIMES = 3.0
+"""So many times as long as the slowest that answered, and a node is asked again."""
+SILENT_ALL = 1 / 3
+"""Where nobody has answered: after this part of the wait."""
+LOST = (3, 4)
+"""Flower's codes for a message, and for an answer, that the SuperLink has no more."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A wait that goes on, by nodes."""
+
+    heard: Set[int]
+    silent: Set[int]
+    again: Set[int]
+    """Of the silent, who was asked once more."""
+    seconds: float
+    """Since the messages went out."""
+    left: float
 
 
 class Mailbox:
     """A run's messages, and what is out of them.
 
     strays: how many answers came that nobody waited for: `late` (their wait was over), `duplicate`
-    (the message was answered before), `foreign` (to no message of this mailbox).
+    (the message was answered before), `foreign` (to no message of this mailbox); and how many never
+    came: `lost`.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -54,30 +76,76 @@ class Mailbox:
         messages: Iterable[Message],
         seconds: float,
         array_bytes: Mapping[int, int] | None = None,
+        look: Callable[[Look], None] = lambda look: None,
     ) -> Iterator[Message]:
         """Send the messages and yield each answer as it comes, until `seconds` have passed.
 
         array_bytes: node -> the most that the arrays of its answer can need; nothing by default.
         An answer that cannot be read comes as one with an error, of the node that sent it.
+        look: called as long as somebody is silent.
 
-        The caller may stop before; what comes after that is late, and what had come with the last
-        one that was taken is in `unheard`.
+        A node that is silent for far longer than the others is asked once more, for its answer may
+        be lost; the first of two answers counts. The caller may stop before; what comes after that
+        is late, and what had come with the last one that was taken is in `unheard`.
         """
         self.unheard = []
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
+        room = array_bytes or {}
+        silent = {letter.metadata.dst_node_id: letter for letter in messages}
+        heard: set[int] = set()
+        again: set[int] = set()
+        again_after = seconds * SILENT_ALL
         self._overdue |= self._waiting
-        self._waiting = self._push(messages, array_bytes or {})
+        self._waiting = self._push(silent.values(), room)
+        silent = {node: silent[node] for node in self._out()}
         pause = self._shortest_pause()
         while self._waiting:
-            came = self._pull()
+            came = []
+            for node, answer in self._pull():
+                if _is_lost(answer) and node not in again:
+                    self.strays["lost"] += 1
+                    self._ask_again([silent[node]], room, seconds)
+                    again.add(node)
+                else:
+                    came.append(answer)
+                    heard.add(node)
+                    silent.pop(node, None)
+                    self._drop_questions(node)
+                    if node in again:
+                        self.strays["lost"] += 1
+            elapsed = time.monotonic() - began
+            if came:
+                again_after = max(SILENT_AT_LEAST_SECONDS, SILENT_TIMES * elapsed)
             for at, answer in enumerate(came):
                 self.unheard = came[at + 1 :]
                 yield answer
-            left = deadline - time.monotonic()
+            left = seconds - (time.monotonic() - began)
             if not self._waiting or left <= 0.0:
                 return
+            if elapsed > again_after and silent.keys() - again:
+                self._ask_again([silent[n] for n in silent.keys() - again], room, left)
+                again |= silent.keys()
+            look(Look(frozenset(heard), frozenset(silent), again & silent.keys(), elapsed, left))
             pause = self._shortest_pause() if came else min(2.0 * pause, LONGEST_PAUSE_SECONDS)
             time.sleep(min(pause, left))
+
+    def _ask_again(
+        self, letters: Sequence[Message], array_bytes: Mapping[int, int], seconds: float
+    ) -> None:
+        """The same messages once more, to live for so many seconds."""
+        nodes = [letter.metadata.dst_node_id for letter in letters]
+        log.warning(logfmt("asked-again", nodes=",".join(map(str, sorted(nodes)))))
+        self._waiting |= self._push([_copy(letter, seconds) for letter in letters], array_bytes)
+
+    def _out(self) -> set[int]:
+        """The nodes whose answers are waited for."""
+        return {self._questions[name].node for name in self._waiting}
+
+    def _drop_questions(self, node: int) -> None:
+        """Wait no more for other answers of this node."""
+        rest = {name for name in self._waiting if self._questions[name].node == node}
+        self._waiting -= rest
+        self._overdue |= rest
 
     def ask_later(self, messages: Iterable[Message]) -> None:
         """Send messages whose answers `answers` will hand out whenever they have come."""
@@ -105,14 +173,17 @@ class Mailbox:
         }
         return set(asked)
 
-    def _pull(self) -> list[Message]:
-        """The answers that `exchange` waits for; all others are put where they belong."""
+    def _pull(self) -> list[tuple[int, Message]]:
+        """The answers that `exchange` waits for, with the nodes that were asked.
+
+        All others are put where they belong.
+        """
         came = []
         for answer in _patiently(lambda: self._postbox.pull(self._questions)):
             question = answer.metadata.reply_to_message_id
-            self._questions.pop(question, None)
-            if question in self._waiting:
-                came.append(answer)
+            asked = self._questions.pop(question, None)
+            if asked is not None and question in self._waiting:
+                came.append((asked.node, answer))
             elif question in self._later:
                 self._answers.append(answer)
             else:
@@ -126,6 +197,22 @@ class Mailbox:
         if question in self._answered:
             return "duplicate"
         return "late" if question in self._overdue else "foreign"
+
+
+def _is_lost(answer: Message) -> bool:
+    """Whether the SuperLink says that the message, or its answer, is gone."""
+    return answer.has_error() and answer.error.code in LOST
+
+
+def _copy(letter: Message, seconds: float) -> Message:
+    told = letter.metadata
+    return Message(
+        letter.content,
+        dst_node_id=told.dst_node_id,
+        message_type=told.message_type,
+        group_id=told.group_id,
+        ttl=seconds,
+    )
 
 
 def _patiently(ask: Callable[[], Found]) -> Found:

@@ -13,34 +13,43 @@ from settings.events import log, log_to_stdout, logfmt
 
 
 class RunObserver(Protocol):
-    """Called by the server's loop, in this order."""
+    """Called by the server's loop, in this order; what an observer does not care for it leaves."""
 
     def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
         """The folder exists, the clients answered; `done` rounds of `rounds` are behind us."""
+        return
 
     def clients_came(self, joined: list[str], left_out: dict[str, str]) -> None:
         """These take part from now on; those came too and cannot, for their reasons."""
+        return
 
     def roster_changed(self, roster: Roster) -> None:
         """Somebody came, changed or is left out since."""
+        return
 
     def waiting(self, waiting: Waiting) -> None:
         """Answers are still out; called at every look, several times a second."""
+        return
 
     def round_started(self, server_round: int, cohort: list[Member]) -> None:
         """These clients are asked to train."""
+        return
 
     def phase_started(self, phase: str) -> None:
         """The server itself works: aggregating, evaluating, saving."""
+        return
 
     def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
         """A round is committed; `record` is its line in rounds.jsonl."""
+        return
 
     def run_finished(self, folder: Path) -> None:
         """The adapter is written."""
+        return
 
     def run_failed(self, words: str) -> None:
         """The run ended before its last round, for this reason."""
+        return
 
     def how_to_go_on(self, folder: Path) -> str:
         """What a person does to go on with the run in this folder after it stopped."""

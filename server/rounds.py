@@ -8,7 +8,7 @@ bytes as one that was never interrupted.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,16 +42,18 @@ from server.evaluation import (
 )
 from server.exchange import Admitted, Rejection, admit_replies, reply_bytes
 from server.guard import guard, keeps_b
-from server.mailbox import Mailbox
+from server.live_status import StatusFile
+from server.mailbox import Look, Mailbox
 from server.method import has_own_models, method_of
 from server.pieces import in_pieces
 from server.progress import RunObserver, current_observer
 from server.roster import Member, Roster, holdings
-from server.run_folder import RunFolder, open_run_folder, peek_state, refuse_other_data
+from server.run_folder import RunFolder, open_run_folder, refuse_other_data
 from server.sampling import cohort_size, derive_seed, sample_cohort
 from server.start_adapter import keep_start_adapter, read_start_adapter, with_adapter
 from server.state import ServerState
 from server.telemetry import base_record, round_record
+from server.waiting import Waiting
 from settings.run import RunSettings
 from strategies.registry import refuse_ranks
 from strategies.strategy import GlobalModel, Strategy, Updates
@@ -72,41 +74,70 @@ class Run:
 
 
 def run_rounds(grid: Grid, settings: RunSettings) -> Path:
-    """Run, or with settings.resume go on with, a federation; returns the run's folder."""
+    """Run, or with settings.resume go on with, a federation; returns the run's folder.
+
+    The folder is opened first: a changed key, or a lock that another holds, is told before any
+    site is asked.
+    """
+    asked_for = settings
     settings = with_labels(settings)
     strategy, mailbox = method_of(settings), Mailbox(grid)
-    kept, evaluated = peek_state(settings), evaluated_record(settings)
+    evaluated = evaluated_record(settings)
     refuse_other_data(settings, evaluated)
-    roster = call_roster(
-        mailbox,
-        settings.clients.min_replies,
-        settings.clients.timeout_seconds,
-        kept.base if kept else None,
-        kept.data if kept else None,
-    )
-    refuse_ranks(settings.strategy.name, strategy, roster.ranks)
-    settings = with_labels(settings, roster.labels)
-    adapter = None if kept else read_start_adapter(settings, roster.shapes, roster.head_shapes)
     with open_run_folder(settings, evaluated) as (folder, state):
-        if state is not None:
-            _check_same_base(state, roster)
-        attendance = Attendance(
-            mailbox, roster, lambda ranks: refuse_ranks(settings.strategy.name, strategy, ranks)
+        observer = StatusFile(
+            current_observer(), folder.path, settings.rounds, settings.clients.min_replies
         )
-        run = Run(settings, strategy, mailbox, attendance, folder, current_observer())
-        done = state.round if state else 0
-        run.observer.run_opened(folder.path, roster, done, settings.rounds)
-        if state is None:
-            state = _begin(run, adapter)
-        while state.round < settings.rounds:
-            state = _play_round(run, state)
-        total = state.model.total()
-        if total is not None and not strategy.properties.personal:
-            run.observer.phase_started("writing the adapter")
-            labels = settings.data.listed_labels()
-            folder.export(total, settings.model.path, state.model.head, labels)
-        run.observer.run_finished(folder.path)
+        with _failures_told(observer):
+            roster = call_roster(
+                mailbox,
+                settings.clients.min_replies,
+                settings.clients.timeout_seconds,
+                state.base if state else None,
+                state.data if state else None,
+                observer.waiting,
+            )
+            refuse_ranks(settings.strategy.name, strategy, roster.ranks)
+            settings = with_labels(asked_for, roster.labels)
+            folder.check_same(settings)
+            folder.keep_config(settings)
+            attendance = Attendance(
+                mailbox, roster, lambda ranks: refuse_ranks(settings.strategy.name, strategy, ranks)
+            )
+            run = Run(settings, strategy, mailbox, attendance, folder, observer)
+            if state is not None:
+                _check_same_base(state, roster)
+            _play(run, state)
     return folder.path
+
+
+def _play(run: Run, state: ServerState | None) -> None:
+    """What is left of the run, and its adapter."""
+    settings, folder, roster = run.settings, run.folder, run.attendance.roster
+    adapter = None if state else read_start_adapter(settings, roster.shapes, roster.head_shapes)
+    run.observer.run_opened(folder.path, roster, state.round if state else 0, settings.rounds)
+    if state is None:
+        state = _begin(run, adapter)
+    while state.round < settings.rounds:
+        state = _play_round(run, state)
+    total = state.model.total()
+    if total is not None and not run.strategy.properties.personal:
+        run.observer.phase_started("writing the adapter")
+        folder.export(total, settings.model.path, state.model.head, settings.data.listed_labels())
+    run.observer.run_finished(folder.path)
+
+
+@contextmanager
+def _failures_told(observer: RunObserver) -> Iterator[None]:
+    """Whoever watches is told why a run ends before its last round."""
+    try:
+        yield
+    except BaseException as error:
+        words = (
+            str(error) if isinstance(error, BouquetError) else f"{type(error).__name__}: {error}"
+        )
+        observer.run_failed("interrupted" if isinstance(error, KeyboardInterrupt) else words)
+        raise
 
 
 def _check_same_base(state: ServerState, roster: Roster) -> None:
@@ -215,7 +246,9 @@ def _train(
     sent = broadcast_to(asked, state.model, settings.wire.dtype, state.pieces)
     messages = round_messages(MessageType.TRAIN, asked, sent, settings, server_round, state.base)
     room = reply_bytes(asked, run.attendance.roster, settings.wire.dtype)
-    answers = run.mailbox.exchange(messages, clients.timeout_seconds, room)
+    answers = run.mailbox.exchange(
+        messages, clients.timeout_seconds, room, _telling(run, "training", cohort)
+    )
     admitted = admit_replies(
         _noting_holdings(run, answers),
         asked,
@@ -239,14 +272,20 @@ def _after(state: ServerState, model: GlobalModel, settings: RunSettings) -> Ser
 
 def _wait_for_members(run: Run) -> list[Member]:
     """The members that are connected; waits until there are clients.min-replies, or a deadline."""
-    deadline = time.monotonic() + run.settings.clients.timeout_seconds
+    clients, began = run.settings.clients, time.monotonic()
     before = run.attendance.roster
     while True:
         present = run.attendance.update()
-        if len(present) >= run.settings.clients.min_replies or time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if len(present) >= clients.min_replies or waited > clients.timeout_seconds:
             break
+        here = tuple(member.name for member in present)
+        more, left = clients.min_replies - len(present), clients.timeout_seconds - waited
+        run.observer.waiting(Waiting("sites to come back", here, (), more, waited, left))
         time.sleep(WAIT_SECONDS)
     roster = run.attendance.roster
+    if roster is not before:
+        run.observer.roster_changed(roster)
     joined = [name for name in roster.ranks if name not in before.ranks]
     left_out = {n: why for n, why in roster.left_out.items() if n not in before.left_out}
     if joined or left_out:
@@ -257,6 +296,20 @@ def _wait_for_members(run: Run) -> list[Member]:
             "waiting; the run is saved up to its last round: start it again when they are back"
         )
     return present
+
+
+def _telling(run: Run, purpose: str, members: Sequence[Member]) -> Callable[[Look], None]:
+    """Tells whoever watches of a wait for these members, by their names."""
+    names = {member.node_id: member.name for member in members}
+
+    def tell(look: Look) -> None:
+        heard, silent, again = (
+            tuple(name for node, name in names.items() if node in nodes)
+            for nodes in (look.heard, look.silent, look.again)
+        )
+        run.observer.waiting(Waiting(purpose, heard, silent, 0, look.seconds, look.left, again))
+
+    return tell
 
 
 def _noting_holdings(run: Run, answers: Iterable[Message]) -> Iterator[Message]:
@@ -302,7 +355,11 @@ def _evaluate(
         messages = round_messages(
             MessageType.EVALUATE, asked, sent, settings, state.round, state.base
         )
-        answers = run.mailbox.exchange(messages, settings.clients.timeout_seconds)
+        answers = run.mailbox.exchange(
+            messages,
+            settings.clients.timeout_seconds,
+            look=_telling(run, "clients evaluate", present),
+        )
         found, rejected = evaluate_on_clients(
             list(_noting_holdings(run, answers)), asked, state.round, state.base
         )

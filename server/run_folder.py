@@ -30,6 +30,7 @@ from adapters.refactoring import refactor
 from server.data_record import refuse_changed_data
 from server.progress import how_to_go_on
 from server.state import ServerState, flush_folder, load_state, save_state, write_durably
+from settings.events import log, logfmt
 from settings.keys import Value, flatten, flatten_tables
 from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
 
@@ -49,8 +50,13 @@ class RunFolder:
         """UsageError where a run with these settings can neither begin here nor go on."""
         if settings.resume and (self.path / "config.toml").is_file():
             self.check_same(settings)
-        elif not settings.resume and self.path.exists():
+        elif not settings.resume and self.path.exists() and not self.never_began():
             raise self._exists()
+
+    def never_began(self) -> bool:
+        """Whether a run was opened here that ended before its first answer was saved."""
+        config = self.path / "config.toml"
+        return config.is_file() and not (self.state_path.exists() or self._log_path.exists())
 
     def _exists(self) -> UsageError:
         return UsageError(
@@ -71,7 +77,7 @@ class RunFolder:
         UsageError where the folder exists already, unless what made it may have died right then.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=settings.resume)
+            self.path.mkdir(parents=True, exist_ok=settings.resume or self.never_began())
         except FileExistsError:
             raise self._exists() from None
         except OSError as error:
@@ -80,6 +86,12 @@ class RunFolder:
             self.write("data.json", (json.dumps(data, indent=1) + "\n").encode())
         tables = {**(head or {}), "config": _nested(flatten(settings)), "versions": versions()}
         self.write("config.toml", tomli_w.dumps(tables).encode())
+
+    def keep_config(self, settings: RunSettings) -> None:
+        """Bring config.toml up to what the run goes on with: more rounds, or labels told since."""
+        tables = tomllib.loads((self.path / "config.toml").read_text())
+        if tables["config"] != (now := _nested(flatten(settings))):
+            self.write("config.toml", tomli_w.dumps({**tables, "config": now}).encode())
 
     def data(self) -> dict[str, Any] | None:
         """What data.json says; None where there is none.
@@ -99,7 +111,10 @@ class RunFolder:
         before = read_config(self.path / "config.toml")
         now = flatten(settings)
         for name, value in before.items():
-            if name not in MAY_CHANGE_ON_RESUME and now.get(name) != value:
+            told = name == "data.labels" and not now.get(
+                name
+            )  # by the clients, once they are asked
+            if name not in MAY_CHANGE_ON_RESUME and now.get(name) != value and not told:
                 raise UsageError(
                     f"a resumed run keeps its configuration, but {name} was {value!r} and is now "
                     f"{now.get(name)!r}; only {', '.join(MAY_CHANGE_ON_RESUME)} may change"
@@ -123,6 +138,17 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
+
+    def is_locked(self) -> bool:
+        """Whether a process runs it now."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def load(self, wire_dtype: str) -> ServerState | None:
         """The newest whole state, with rounds.jsonl cut back to where it was saved.
@@ -160,10 +186,8 @@ class RunFolder:
         save_state(state, self.state_path)
 
     def rounds(self) -> list[dict[str, Any]]:
-        """The records so far, round 0 first."""
-        if not self._log_path.exists():
-            return []
-        return [json.loads(line) for line in self._log_path.read_text().splitlines()]
+        """The records so far, round 0 first, without a line that is being written."""
+        return read_records(self._log_path)
 
     def export(
         self,
@@ -194,6 +218,19 @@ class RunFolder:
             scratch.rename(self.path / name)
         except OSError as error:
             raise BouquetError(f"{self.path / name} could not be written: {error}") from error
+
+
+def read_records(log_path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a rounds.jsonl; UsageError where one of them is damaged."""
+    if not log_path.exists():
+        return []
+    *whole, torn = log_path.read_bytes().split(b"\n")
+    if torn:
+        log.debug(logfmt("torn-line", path=log_path, bytes=len(torn)))
+    try:
+        return [json.loads(line) for line in whole]
+    except ValueError as error:
+        raise UsageError(f"{log_path} is damaged: {error}") from error
 
 
 @contextmanager

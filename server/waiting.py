@@ -45,7 +45,7 @@ class Waiting:
 
 
 class Sparingly:
-    """Says which looks at a wait are worth a line: the first, then ever fewer, at least one a minute.
+    """Which looks at a wait are worth a line: the first, then ever fewer, at last one a minute.
 
     >>> tell = Sparingly()
     >>> def look(seconds):

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from adapters.errors import quoted
 from server.exchange import Rejection
+from server.progress import RunObserver
 from server.roster import Member, Roster
 from settings.run import RunSettings
 from settings.site import client_name
@@ -63,7 +64,7 @@ def round_line(record: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-class ComparisonDisplay:
+class ComparisonDisplay(RunObserver):
     """A ComparisonObserver that draws."""
 
     def __init__(self, console: Console, runs: int, rounds: int) -> None:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from adapters.errors import listing, quoted
 from server.exchange import Rejection
+from server.progress import RunObserver
 from server.roster import Member, Roster
 from server.run_folder import RunFolder
 from settings.run import RunSettings
@@ -130,7 +131,7 @@ def _dealt(settings: RunSettings) -> str:
     }[data.partition]
 
 
-class Display:
+class Display(RunObserver):
     """A RunObserver that draws, and a listener for the grid and the local trainer."""
 
     def __init__(self, console: Console, own: bool = False) -> None:

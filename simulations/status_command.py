@@ -1,49 +1,119 @@
 """`bouquet status`: who took part in a run, who failed and why, how long and how much."""
 
+import json
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from deployment.status import Status, read_status
-from settings.units import counted, human_bytes
+from adapters.errors import quoted
+from deployment.status import Status, in_words, read_status, seconds_since
+from server.live_status import LiveStatus
+from settings.units import human_bytes
 from simulations import job_options as job
 from simulations.display import HELD_OUT, OWN_LOSS, shown
 from simulations.terminal import console
 
+GOES_ON = 2
+LOOK_AGAIN_SECONDS = 1.0
+LONGEST_SENTENCE = 1000
+FAILURES_SHOWN = 5
+"""Of each site, the last."""
+
 
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the document for programs: docs/status.md.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the run until it ends.")] = False,
     debug: job.DebugOption = False,
 ) -> None:
-    """Tell how a run stands, from its rounds.jsonl, also while it goes on.
+    """Tell how a run stands: who answered, who is silent since when, who failed and why.
 
-    `flwr list LINK` tells which runs a SuperLink knows and which of them go on.
+    Of a simulation or a deployment, also while it goes on or waits for its first site. Exit code
+    0: finished; 1: failed or stopped; 2: it goes on.
 
     Example:
-      bouquet status coordinator/runs/trial
+      bouquet status coordinator/runs/trial --watch
     """
     found = read_status(run)
-    console.print(
-        f"[bold]{escape(str(run))}[/]  {found.strategy}, {found.done} of "
-        f"{counted(found.wanted, 'round')}\n"
-    )
+    if as_json:
+        print(json.dumps(found.document(), indent=1))
+    elif watch and console.is_terminal:
+        with Live(shown_status(found), console=console, auto_refresh=False) as live:
+            while found.exit_code == GOES_ON:
+                time.sleep(LOOK_AGAIN_SECONDS)
+                found = read_status(run)
+                live.update(shown_status(found), refresh=True)
+    elif watch:
+        said = ""
+        while True:
+            found = read_status(run)
+            if (now := found.sentence()) != said:
+                console.print(now, soft_wrap=True, markup=False)
+            if found.exit_code != GOES_ON:
+                break
+            said = now
+            time.sleep(LOOK_AGAIN_SECONDS)
+    else:
+        console.print(shown_status(found))
+    raise typer.Exit(found.exit_code)
+
+
+def shown_status(found: Status) -> Group:
+    """The whole of it: the sentence, the rounds, the sites, their failures, what to do."""
+    colour = {0: "green", 1: "red"}.get(found.exit_code, "cyan")
+    name = escape(str(found.folder))
+    parts: list[RenderableType] = [
+        Text.from_markup(f"[bold]{name}[/]  {found.strategy}"),
+        Text(quoted(found.sentence(), LONGEST_SENTENCE), style=colour),
+        Text(),
+    ]
     if found.records:
-        console.print(rounds_table(found))
-        console.print()
-    if sites := found.sites():
-        console.print(sites_table(found))
-        console.print()
-        for site in sites:
-            for server_round, reason in site.failures:
-                console.print(
-                    f"round {server_round}: {site.site} failed: {reason}",
-                    soft_wrap=True,
-                    markup=False,
-                )
-    console.print(found.next_step(), soft_wrap=True, markup=False)
+        parts += [rounds_table(found), Text()]
+    if found.live and found.live.sites:
+        parts += [live_table(found.live), Text()]
+    elif found.sites():
+        parts += [sites_table(found), Text()]
+    for site in found.sites():
+        for server_round, reason in site.failures[-FAILURES_SHOWN:]:
+            words = quoted(f"round {server_round}: {site.site} failed: {reason}", LONGEST_SENTENCE)
+            parts.append(Text(words))
+    if found.live and found.live.expected_end and found.exit_code == GOES_ON:
+        parts.append(Text(f"expected to end at {found.live.expected_end}"))
+    parts.append(Text(found.next_step()))
+    return Group(*parts)
+
+
+def live_table(live: LiveStatus) -> Table:
+    """One row a site, as the server last heard of it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("site")
+    table.add_column("state")
+    for name in ("seen", "rank", "examples", "up", "down", "seconds", "loss", "failed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for site in live.sites:
+        style = {"failed": "red", "left out": "red", "late": "yellow"}.get(site.state, "")
+        table.add_row(
+            escape(quoted(site.name, 80)),
+            Text(site.state, style=style),
+            f"{in_words(seconds_since(site.last_seen))} ago" if site.last_seen else "-",
+            shown(site.rank, "{}"),
+            shown(site.examples, "{:,}"),
+            human_bytes(site.bytes_up),
+            human_bytes(site.bytes_down),
+            shown(site.seconds, "{:.0f}"),
+            shown(site.loss, "{:.4f}"),
+            str(site.failures) if site.failures else "-",
+        )
+    return table
 
 
 def rounds_table(found: Status) -> Table:

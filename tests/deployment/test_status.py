@@ -9,7 +9,12 @@ from typer.testing import CliRunner
 
 from adapters.errors import UsageError
 from deployment.status import read_status
+from server import progress
+from server.exchange import Rejection
+from server.live_status import StatusFile
+from server.roster import Member, Roster
 from server.run_folder import RunFolder
+from server.waiting import Waiting
 from settings.keys import Value
 from settings.run import run_settings
 from simulations.cli import cli
@@ -57,7 +62,12 @@ def test_who_took_part_and_who_failed(run: RunFolder) -> None:
     assert (oslo.rounds, oslo.failures, oslo.train_seconds) == ([1, 2], [], 4.0)
     assert (oslo.bytes_up, oslo.bytes_down) == (2000, 1000)
     assert (tromso.rounds, tromso.failures) == ([2], [(1, "no reply within 60 s")])
-    assert "waiting for round 3 of 3" in found.next_step()
+    assert (found.state, found.exit_code) == ("stopped", 1)
+    assert "round 2 of 3 was the last that it saved" in found.sentence()
+    with run.locked():
+        found = read_status(run.path)
+    assert (found.state, found.exit_code) == ("running", 2)
+    assert found.sentence() == "goes on with round 3 of 3"
 
 
 def test_a_line_that_is_being_written_is_left_out(run: RunFolder) -> None:
@@ -70,8 +80,10 @@ def test_a_run_is_finished_when_its_adapter_is_there(run: RunFolder) -> None:
     run.append(round_line(3, ["oslo"], {}))
     assert not read_status(run.path).finished
     (run.path / "adapter").mkdir()
-    assert read_status(run.path).finished
-    assert "finished: the adapter is in" in read_status(run.path).next_step()
+    found = read_status(run.path)
+    assert (found.finished, found.exit_code) == (True, 0)
+    assert found.sentence() == "finished: 3 rounds of 3 are done"
+    assert found.next_step().startswith("the adapter is in")
 
 
 def test_a_method_with_personal_models_names_no_adapter_and_one_kind_of_loss(
@@ -87,7 +99,7 @@ def test_a_method_with_personal_models_names_no_adapter_and_one_kind_of_loss(
     assert "fedsa-lora has a model for each client, and no global adapter" in words
     assert "/adapter" not in words
     said = CliRunner(env={"COLUMNS": "200"}).invoke(cli, ["status", str(folder.path)]).output
-    assert "1 of 1 round\n" in said
+    assert "finished: 1 round of 1 are done" in said
     assert all(words in said for words in ("clients' loss", "8.5000", "7.5000"))
     assert not any(words in said for words in ("held-out loss", "9.2500"))
 
@@ -96,14 +108,116 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run").create(run_settings({"output": str(tmp_path / "run")}))
     found = read_status(tmp_path / "run")
     assert (found.done, found.records, found.sites()) == (0, [], [])
-    assert "waiting for the first answers" in found.next_step()
+    assert "round 0 of 3 was the last" in found.sentence()
 
 
 def test_the_command(run: RunFolder) -> None:
     said = CliRunner(env={"COLUMNS": "200"}).invoke(cli, ["status", str(run.path)])
-    assert said.exit_code == 0, said.output
-    assert "2 of 3 rounds" in said.output
+    assert said.exit_code == 1, said.output
+    assert "stopped: no process runs it, and round 2 of 3" in said.output
     assert "round 1: tromso failed: no reply within 60 s" in said.output
+
+
+MEMBERS = [
+    Member(name, number, 10 + number, 4, 30, "base", (("q", 8, 8),))
+    for number, name in enumerate(["bergen", "oslo", "tromso"])
+]
+
+
+@pytest.fixture
+def file(run: RunFolder) -> StatusFile:
+    return StatusFile(RunObserver(), run.path, rounds=3, needed=2)
+
+
+class RunObserver(progress.RunObserver):
+    """Cares for nothing."""
+
+
+def opened(file: StatusFile, run: RunFolder) -> None:
+    left_out = {"narvik": "has base model other, the run's is base"}
+    file.run_opened(run.path, Roster(MEMBERS, "base", {"q": (8, 8)}, left_out), 2, 3)
+
+
+def test_who_is_waited_for_before_anybody_is_known(run: RunFolder, file: StatusFile) -> None:
+    file.waiting(Waiting("answers of sites", ("bergen",), ("node 12",), 1, 40.0, 560.0))
+    with run.locked():
+        found = read_status(run.path)
+    assert (found.state, found.exit_code) == ("waiting", 2)
+    assert "waiting for node 12 and 1 site more, since 40 s" in found.sentence()
+    assert found.live is not None
+    assert found.live.deadline is not None
+    assert read_status(run.path).state == "stopped"  # nobody holds its lock any more
+
+
+def test_who_is_late_in_a_round_and_since_when(run: RunFolder, file: StatusFile) -> None:
+    opened(file, run)
+    file.round_started(3, MEMBERS)
+    file.waiting(Waiting("training", ("bergen", "oslo"), ("tromso",), 0, 90.0, 500.0, ("tromso",)))
+    with run.locked():
+        found = read_status(run.path)
+    assert "round 3 of 3, training; waiting for tromso, since 90 s" in found.sentence()
+    assert "asked again: tromso" in found.sentence()
+    assert found.live is not None
+    states = {site.name: site.state for site in found.live.sites}
+    assert states == {
+        "bergen": "answered",
+        "narvik": "left out",
+        "oslo": "answered",
+        "tromso": "late",
+    }
+    assert found.live.site("tromso").late_since is not None
+    assert found.live.site("narvik").words == "has base model other, the run's is base"
+
+
+def test_what_a_round_brought(run: RunFolder, file: StatusFile) -> None:
+    opened(file, run)
+    record = round_line(3, ["bergen", "oslo"], {}) | {
+        "held_out_loss": 2.0,
+        "held_out_accuracy": 0.5,
+    }
+    for each in record["clients"]:
+        each |= {"loss": 2.5, "change_norm": 0.25}
+    file.round_finished(record, [Rejection("tromso", "out of memory\x1b[2J")])
+    found = read_status(run.path)
+    assert found.live is not None
+    assert (found.live.loss, found.live.metrics) == (2.0, {"accuracy": 0.5})
+    assert (found.live.round_seconds, found.live.rounds_done) == (12.0, 3)
+    bergen, tromso = found.live.site("bergen"), found.live.site("tromso")
+    assert (bergen.bytes_up, bergen.seconds, bergen.change) == (1000, 2.0, 0.25)
+    assert (tromso.failures, tromso.failed_round) == (1, 3)
+    assert tromso.words == "out of memory\\x1b[2J"
+
+
+def test_a_failure_in_its_words(run: RunFolder, file: StatusFile) -> None:
+    file.run_failed("0 clients connected within 30 s; 2 needed")
+    found = read_status(run.path)
+    assert (found.state, found.exit_code) == ("failed", 1)
+    assert found.sentence().endswith("0 clients connected within 30 s; 2 needed")
+
+
+def test_the_document_for_programs(run: RunFolder, file: StatusFile) -> None:
+    opened(file, run)
+    with run.locked():
+        said = CliRunner().invoke(cli, ["status", str(run.path), "--json"])
+    assert said.exit_code == 2
+    told = json.loads(said.output)
+    assert (told["state"], told["format"], told["rounds"]) == ("running", "bouquet-status-1", 3)
+    assert [site["name"] for site in told["sites"]] == ["bergen", "narvik", "oslo", "tromso"]
+    page = (Path(__file__).parents[2] / "docs" / "status.md").read_text()
+    for name in [*told, *told["sites"][0]]:
+        assert f"`{name}`" in page, name  # every field is explained
+
+
+def test_following_ends_with_the_run(run: RunFolder, file: StatusFile) -> None:
+    file.run_failed("no disk")
+    said = CliRunner(env={"COLUMNS": "200"}).invoke(cli, ["status", str(run.path), "--watch"])
+    assert (said.exit_code, said.output) == (1, "failed after round 2 of 3: no disk\n")
+
+
+def test_a_status_that_is_damaged(run: RunFolder) -> None:
+    (run.path / "status.json").write_text("{")
+    with pytest.raises(UsageError, match=r"status\.json cannot be read"):
+        read_status(run.path)
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from adapters.codec import pack, unpack
 from adapters.errors import BouquetError, UsageError
 from adapters.records import from_record, to_record
 from client.pieces import open_pieces
+from server.live_status import read_live_status
 from server.rounds import run_rounds
 from server.run_folder import RunFolder
 from server.state import load_state
@@ -285,11 +286,16 @@ def test_too_few_usable_replies_stop_the_run_with_their_reasons(tmp_path: Path) 
         play(settings_of(tmp_path / "run"), fake_app(tamper=crash))
 
 
-def test_mixed_ranks_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_mixed_ranks_are_refused_before_the_run_begins(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"rank 3: client-00; rank 2: client-01") as caught:
         play(settings_of(tmp_path / "run", strategy__name="fedavg"))
     assert "flora, flora-warm, zero-padding" in str(caught.value)
-    assert not (tmp_path / "run").exists()
+    folder = RunFolder(tmp_path / "run")
+    assert folder.never_began()
+    told = read_live_status(folder.path)
+    assert told is not None
+    assert (told.state, told.failure) == ("failed", str(caught.value))
+    play(settings_of(tmp_path / "run"))  # which takes mixed ranks, in the same folder
 
 
 def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
