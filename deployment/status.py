@@ -124,7 +124,8 @@ class Status:
             )
         if live is None:
             return f"goes on with round {self.done + 1} of {self.wanted}"
-        at = f"round {live.round} of {self.wanted}, {live.phase}" if self.records else live.phase
+        begun = state == RUNNING
+        at = f"round {live.round} of {self.wanted}, {live.phase}" if begun else live.phase
         silent = listing(live.waiting_for, limit=10)
         if live.waiting_for_more:
             more = f"{counted(live.waiting_for_more, 'site')} more"

@@ -7,7 +7,7 @@ present, and a run goes on without it.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,11 +123,19 @@ def read_live_status(folder: Path) -> LiveStatus | None:
 class StatusFile(RunObserver):
     """Keeps status.json up to date, and tells each event to the observer behind it."""
 
-    def __init__(self, behind: RunObserver, folder: Path, rounds: int, needed: int) -> None:
+    def __init__(
+        self,
+        behind: RunObserver,
+        folder: Path,
+        rounds: int,
+        needed: int,
+        written: Callable[[LiveStatus], None] = lambda status: None,
+    ) -> None:
+        """written: called with the status after each time that it was written."""
         self._behind = behind
+        self._tell_written = written
         self._folder = folder
         self._written = 0.0
-        self._asked_round: set[str] = set()
         self._round_seconds: list[float] = []
         now = _now()
         self.status = read_live_status(folder) or LiveStatus(started=now)
@@ -273,6 +281,7 @@ class StatusFile(RunObserver):
         except OSError as error:
             log.warning(logfmt("status-not-written", path=self._folder / NAME, reason=error))
         self._written = time.monotonic()
+        self._tell_written(self.status)
 
 
 def _now() -> str:

@@ -97,13 +97,13 @@ class Mailbox:
         again_after = seconds * SILENT_ALL
         self._overdue |= self._waiting
         self._waiting = self._push(silent.values(), room)
+        first = set(self._waiting)
         silent = {node: silent[node] for node in self._out()}
         pause = self._shortest_pause()
         while self._waiting:
             came = []
             for node, answer in self._pull():
                 if _is_lost(answer) and node not in again:
-                    self.strays["lost"] += 1
                     self._ask_again([silent[node]], room, seconds)
                     again.add(node)
                 else:
@@ -111,7 +111,7 @@ class Mailbox:
                     heard.add(node)
                     silent.pop(node, None)
                     self._drop_questions(node)
-                    if node in again:
+                    if answer.metadata.reply_to_message_id not in first:
                         self.strays["lost"] += 1
             elapsed = time.monotonic() - began
             if came:

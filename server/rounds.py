@@ -23,6 +23,7 @@ from adapters.codec import as_sent
 from adapters.errors import BouquetError, UsageError, listing
 from adapters.peft_files import PeftAdapter
 from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
+from server.alarms import Alarms
 from server.attendance import Attendance, ask_principal, call_roster
 from server.broadcast import (
     Asked,
@@ -86,7 +87,11 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
     refuse_other_data(settings, evaluated)
     with open_run_folder(settings, evaluated) as (folder, state):
         observer = StatusFile(
-            current_observer(), folder.path, settings.rounds, settings.clients.min_replies
+            current_observer(),
+            folder.path,
+            settings.rounds,
+            settings.clients.min_replies,
+            Alarms(settings.status, folder.path),
         )
         with _failures_told(observer):
             roster = call_roster(

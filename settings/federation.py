@@ -119,3 +119,17 @@ class WireSettings:
         "int8 a quarter (with a scale for every 256 values).",
         one_of=("float32", "bfloat16", "float16", "int8"),
     )
+
+
+@dataclass(frozen=True)
+class StatusSettings:
+    """Where the coordinator's other tools learn how the run stands."""
+
+    prometheus: str = key(
+        "File for the textfile collector of Prometheus' node exporter, ending in .prom; empty: "
+        "none. It lies on the coordinator."
+    )
+    notify: str = key(
+        "Command that the coordinator runs when the run fails, without a shell; it finds "
+        "BOUQUET_RUN, BOUQUET_STATE and BOUQUET_WORDS in its environment. Empty: none."
+    )

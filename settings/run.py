@@ -12,6 +12,7 @@ from settings.federation import (
     ClientsSettings,
     EvaluateSettings,
     StartSettings,
+    StatusSettings,
     StrategySettings,
     WireSettings,
 )
@@ -27,6 +28,8 @@ MAY_CHANGE_ON_RESUME = (
     "resume",
     "clients.timeout-seconds",
     "clients.min-replies",
+    "status.prometheus",
+    "status.notify",
     "model.device",
     "model.path",
     "data.path",
@@ -288,6 +291,7 @@ class RunSettings:
     local: LocalSettings
     evaluate: EvaluateSettings
     wire: WireSettings
+    status: StatusSettings
     start: StartSettings
     task: str = key(
         "causal: the loss is that of the response's tokens; classification: of a text's label.",
@@ -345,6 +349,7 @@ def run_settings(*layers: Mapping[str, Value]) -> RunSettings:
         data=_decided(settings.data),
         model=replace(settings.model, path=_absolute_model(settings.model.path)),
         start=replace(settings.start, adapter=absolute_path(settings.start.adapter)),
+        status=replace(settings.status, prometheus=absolute_path(settings.status.prometheus)),
         local=replace(settings.local, learning_rate=rate),
     )
 

@@ -196,7 +196,7 @@ def fake_app(
         except BouquetError as error:
             return failed(number, message, error)
         metrics: dict[str, Any] = {"num-examples": 4, "loss": 1.0 + number, "tokens": 10}
-        content = {"reply": stamp(number, told), "metrics": MetricRecord(metrics)}
+        content: Any = {"reply": stamp(number, told), "metrics": MetricRecord(metrics)}
         return _tampered(number, message, RecordDict(content))
 
     def _tampered(number: int, message: Message, content: RecordDict) -> Message:

@@ -145,3 +145,33 @@ def test_who_fails_an_evaluation_is_named_in_the_log(tmp_path: Path) -> None:
     assert "this client crashed" in failure["reason"]
     assert record["failures"] == []
     assert len(record["clients"]) == 3
+
+
+class LosingGrid(InProcessGrid):
+    """The first answer of client 1 to a query is lost."""
+
+    lost = False
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        came = list(super().pull_messages(message_ids))
+        for answer in came:
+            if answer.metadata.src_node_id == FIRST_CLIENT_NODE + 1 and not self.lost:
+                self.lost = True
+                return [other for other in came if other is not answer]
+        return came
+
+
+def test_a_site_whose_answer_was_lost_is_asked_again_before_the_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.attendance.AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("server.attendance.POLL_SECONDS", 0.01)
+    settings = settings_of(tmp_path / "run", rounds=1, clients__min_replies=3)
+    grid = fake_grid(settings)
+    grid.__class__ = LosingGrid
+    with caplog.at_level("INFO"):
+        run_rounds(grid, settings)
+    (record,) = RunFolder(Path(settings.output)).rounds()[1:]
+    assert taking_part([record]) == [[0, 1, 2]]
+    said = "waiting for 1 of 3 sites, since 0 s; here: client-00, client-02; silent: node 3"
+    assert said in caplog.text

@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from server.mailbox import Mailbox
+from server.mailbox import Look, Mailbox
 from simulations.grid import InProcessGrid
 from tests.fake_clients import fake_app
 
@@ -109,6 +109,71 @@ def test_answers_asked_for_later_are_handed_out_once_whenever_they_come(grid: Sl
     grid.ready = ["m0"]
     assert questions(mailbox.answers()) == ["m0"]
     assert not mailbox.strays
+
+
+def test_who_is_silent_for_long_is_asked_once_more(
+    grid: SlowGrid, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.mailbox.SILENT_AT_LEAST_SECONDS", 0.01)
+    mailbox, looks = Mailbox(grid), []
+
+    def look(look: Look) -> None:
+        looks.append(look)
+        if look.again:
+            grid.ready = ["m2"]  # the copy: the first answer was lost
+
+    grid.ready = ["m0"]
+    answers = mailbox.exchange(letters(2), 60.0, look=look)
+    assert questions(answers) == ["m0", "m2"]
+    assert [message.metadata.dst_node_id for message in grid.pushed.values()] == [2, 3, 3]
+    assert (looks[0].heard, looks[0].silent, looks[-1].again) == ({2}, {3}, {3})
+    assert mailbox.strays == {"lost": 1}
+    assert "event=asked-again nodes=3" in caplog.text
+    grid.ready = ["m1"]  # it was not lost after all
+    mailbox.answers()
+    assert mailbox.strays == {"lost": 1, "late": 1}
+
+
+def test_of_two_answers_the_first_counts(grid: SlowGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.mailbox.SILENT_AT_LEAST_SECONDS", 0.01)
+    mailbox = Mailbox(grid)
+
+    def look(look: Look) -> None:
+        if look.again:
+            grid.ready = ["m1"]
+
+    grid.ready = ["m0"]
+    assert questions(mailbox.exchange(letters(2), 60.0, look=look)) == ["m0", "m1"]
+    grid.ready = ["m2"]
+    mailbox.answers()
+    assert mailbox.strays == {"late": 1}
+
+
+def test_where_nobody_answers_all_are_asked_after_a_third_of_the_wait(grid: SlowGrid) -> None:
+    looks: list[Look] = []
+    assert list(Mailbox(grid).exchange(letters(2), 0.6, look=looks.append)) == []
+    assert len(grid.pushed) == 4
+    first = next(look for look in looks if look.again)
+    assert first.seconds >= 0.2
+
+
+def test_what_the_superlink_has_lost_is_asked_for_at_once(grid: SlowGrid) -> None:
+    answer_to = grid.answer_to
+
+    def lost(name: str) -> Message:
+        answer = answer_to(name)
+        if name != "m0":
+            return answer
+        gone: Any = Message(Error(4, "gone"), reply_to=next(iter(grid.pushed.values())))
+        gone.metadata.__dict__["_reply_to_message_id"] = name
+        grid.ready = ["m1"]
+        return gone  # type: ignore[no-any-return]
+
+    grid.answer_to = lost  # type: ignore[method-assign]
+    grid.ready = ["m0"]
+    mailbox = Mailbox(grid)
+    assert questions(mailbox.exchange(letters(1), 60.0)) == ["m1"]
+    assert mailbox.strays["lost"] == 1
 
 
 def test_a_message_that_could_not_be_sent_is_not_waited_for(grid: SlowGrid) -> None:
