@@ -94,6 +94,7 @@ class Mailbox:
         silent = {letter.metadata.dst_node_id: letter for letter in messages}
         heard: set[int] = set()
         again: set[int] = set()
+        lost: set[int] = set()
         again_after = seconds * SILENT_ALL
         self._overdue |= self._waiting
         self._waiting = self._push(silent.values(), room)
@@ -102,16 +103,25 @@ class Mailbox:
         pause = self._shortest_pause()
         while self._waiting:
             came = []
-            for node, answer in self._pull():
-                if _is_lost(answer) and node not in again:
-                    self._ask_again([silent[node]], room, seconds)
+            for node, answer in sorted(self._pull(), key=lambda pulled: _is_lost(pulled[1])):
+                if _is_lost(answer) and node not in lost:
+                    lost.add(node)
+                    self.strays["lost"] += 1
+                if node not in silent and not _is_lost(answer):
+                    self.strays["duplicate"] += 1
+                elif node not in silent or (_is_lost(answer) and node in self._out()):
+                    continue  # it has answered, or its other question may still be answered
+                elif _is_lost(answer) and node not in again:
+                    left = max(0.0, seconds - (time.monotonic() - began))
+                    self._ask_again([silent[node]], room, left)
                     again.add(node)
                 else:
                     came.append(answer)
                     heard.add(node)
-                    silent.pop(node, None)
+                    silent.pop(node)
                     self._drop_questions(node)
-                    if answer.metadata.reply_to_message_id not in first:
+                    if answer.metadata.reply_to_message_id not in first and node not in lost:
+                        lost.add(node)
                         self.strays["lost"] += 1
             elapsed = time.monotonic() - began
             if came:

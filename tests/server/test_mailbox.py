@@ -51,6 +51,13 @@ def letters(count: int) -> list[Message]:
     ]
 
 
+def gone(grid: SlowGrid, name: str) -> Message:
+    """What Flower says of an answer that it has no more."""
+    answer: Any = Message(Error(4, "gone"), reply_to=next(iter(grid.pushed.values())))
+    answer.metadata.__dict__["_reply_to_message_id"] = name
+    return answer  # type: ignore[no-any-return]
+
+
 def questions(answers: Iterable[Message]) -> list[str]:
     return [answer.metadata.reply_to_message_id for answer in answers]
 
@@ -161,19 +168,50 @@ def test_what_the_superlink_has_lost_is_asked_for_at_once(grid: SlowGrid) -> Non
     answer_to = grid.answer_to
 
     def lost(name: str) -> Message:
-        answer = answer_to(name)
         if name != "m0":
-            return answer
-        gone: Any = Message(Error(4, "gone"), reply_to=next(iter(grid.pushed.values())))
-        gone.metadata.__dict__["_reply_to_message_id"] = name
+            return answer_to(name)
         grid.ready = ["m1"]
-        return gone  # type: ignore[no-any-return]
+        return gone(grid, name)
 
     grid.answer_to = lost  # type: ignore[method-assign]
     grid.ready = ["m0"]
     mailbox = Mailbox(grid)
     assert questions(mailbox.exchange(letters(1), 60.0)) == ["m1"]
-    assert mailbox.strays["lost"] == 1
+    assert mailbox.strays == {"lost": 1}
+
+
+@pytest.mark.parametrize(
+    ("together", "strays"),
+    [
+        (["m1", "m2"], {"duplicate": 1}),
+        (["m1 gone", "m2"], {"lost": 1}),
+        (["m2", "m1 gone"], {"lost": 1}),
+        (["m1 gone"], {"lost": 1}),
+        (["m2 gone"], {"lost": 1}),
+    ],
+)
+def test_of_what_was_asked_twice_one_answer_counts_and_a_loss_is_not_it(
+    together: list[str], strays: dict[str, int], grid: SlowGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.mailbox.SILENT_AT_LEAST_SECONDS", 0.01)
+    answer_to = grid.answer_to
+
+    def answer(name: str) -> Message:
+        named, *is_gone = name.split()
+        return gone(grid, named) if is_gone else answer_to(named)
+
+    monkeypatch.setattr(grid, "answer_to", answer)
+    mailbox, ready = Mailbox(grid), [together, ["m2" if together == ["m1 gone"] else "m1"]]
+
+    def look(look: Look) -> None:
+        if look.again and ready:
+            grid.ready = ready.pop(0)
+
+    grid.ready = ["m0"]
+    answers = list(mailbox.exchange(letters(2), 60.0, look=look))
+    assert len(answers) == 2
+    assert not any(answer.has_error() for answer in answers)
+    assert mailbox.strays == strays
 
 
 def test_a_message_that_could_not_be_sent_is_not_waited_for(grid: SlowGrid) -> None:
