@@ -5,6 +5,7 @@ Who took part in each round, who failed and why, how long it took and how much w
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -98,12 +99,14 @@ class Status:
     @property
     def state(self) -> str:
         """waiting, running, finished, failed, or stopped: its process is gone."""
+        told = self.live.state if self.live else RUNNING
+        if told == FAILED and not self.locked:
+            return FAILED
         if self.finished:
             return FINISHED
-        told = self.live.state if self.live else RUNNING
-        if told in (WAITING, RUNNING) and not self.locked:
+        if not self.locked:
             return STOPPED
-        return RUNNING if told == FINISHED else told
+        return WAITING if told == WAITING else RUNNING
 
     @property
     def exit_code(self) -> int:
@@ -187,9 +190,9 @@ def read_status(folder: Path) -> Status:
         )
     config = read_config(folder / "config.toml")
     records = read_records(folder / "rounds.jsonl")
-    wanted, strategy = int(config["rounds"]), str(config["strategy.name"])
+    live, strategy = read_live_status(folder), str(config["strategy.name"])
+    wanted = live.rounds if live else int(config["rounds"])  # of a take-up that still waits: more
     personal = make_strategy(strategy).properties.personal  # has no global model to export
-    written = max(path.stat().st_mtime for path in folder.iterdir())
     done = int(records[-1]["round"]) if records else 0
     return Status(
         folder=folder,
@@ -198,10 +201,19 @@ def read_status(folder: Path) -> Status:
         strategy=strategy,
         finished=bool(records) and done >= wanted and (personal or (folder / "adapter").is_dir()),
         personal=personal,
-        idle_seconds=max(0.0, time.time() - written),
+        idle_seconds=max(0.0, time.time() - _last_written(folder)),
         locked=RunFolder(folder).is_locked(),
-        live=read_live_status(folder),
+        live=live,
     )
+
+
+def _last_written(folder: Path) -> float:
+    """When any file in it was; a run that goes on replaces some while we look."""
+    moments = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            moments.append(path.stat().st_mtime)
+    return max(moments)
 
 
 def seconds_since(moment: str) -> float:

@@ -4,7 +4,6 @@ Both are the coordinator's: the words of sites reach a command in its environmen
 its arguments, and no shell reads them.
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -12,13 +11,14 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from adapters.errors import quoted
 from server.live_status import FAILED, FINISHED, RUNNING, WAITING, LiveStatus
 from settings.events import log, logfmt
 from settings.federation import StatusSettings
 
 NOTIFY_SECONDS = 60.0
 STATES = (WAITING, RUNNING, FINISHED, FAILED)
-SITE_STATES = ("here", "asked", "answered", "late", "failed", "left out")
+SITE_STATES = ("absent", "here", "asked", "answered", "late", "failed", "left out")
 
 
 class Alarms:
@@ -111,4 +111,6 @@ def _lines(run: str, status: LiveStatus) -> Iterator[str]:
 
 
 def _label(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """Quoted as Prometheus reads it, which knows no other escapes than these."""
+    plain = quoted(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{plain}"'

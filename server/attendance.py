@@ -57,6 +57,9 @@ def call_roster(
                 )
             break
         silent = nodes - answers.keys()
+        left = began + timeout - now
+        if heard_enough_at is not None:
+            left = min(left, heard_enough_at + PATIENCE_SECONDS - now)
         tell(
             Waiting(
                 "answers of sites",
@@ -64,7 +67,7 @@ def call_roster(
                 tuple(f"node {node}" for node in sorted(silent)),
                 max(0, at_least - len(nodes)),
                 now - began,
-                began + timeout - now,
+                left,
                 tuple(f"node {node}" for node in sorted(silent & asked.again)),
             )
         )

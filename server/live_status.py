@@ -17,7 +17,8 @@ from adapters.errors import UsageError, quoted
 from server.exchange import Rejection
 from server.progress import RunObserver
 from server.roster import Member, Roster
-from server.waiting import Waiting
+from server.run_folder import read_records
+from server.waiting import COMING_BACK, Waiting
 from settings.events import log, logfmt
 
 FORMAT = "bouquet-status-1"
@@ -36,7 +37,7 @@ class SiteStatus:
     rank: int | None = None
     examples: int | None = None
     state: str = "here"
-    """here, asked, answered, late, failed, left out."""
+    """absent, here, asked, answered, late, failed, left out."""
     asked_at: str | None = None
     answered_at: str | None = None
     late_since: str | None = None
@@ -137,12 +138,9 @@ class StatusFile(RunObserver):
         self._folder = folder
         self._written = 0.0
         self._round_seconds: list[float] = []
-        now = _now()
-        self.status = read_live_status(folder) or LiveStatus(started=now)
-        self.status.state, self.status.failure = WAITING, None
-        self.status.rounds, self.status.needed = rounds, needed
-        self.status.phase, self.status.phase_since = "waiting for sites", now
-        self._write()
+        self.status = LiveStatus(started=_now(), rounds=rounds, needed=needed)
+        self._take_up()
+        self._phase("waiting for sites")
 
     def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
         """The sites are known."""
@@ -170,14 +168,17 @@ class StatusFile(RunObserver):
         status.waiting_for, status.waiting_for_more = list(waiting.missing), waiting.more
         for name in waiting.here:
             site = status.site(name)
-            if site.state in ("asked", "late"):
+            if site.state in ("absent", "asked", "late"):
                 site.answered(now)
         for name in waiting.missing:
             site = status.site(name)
             if name in waiting.late:
                 site.late_since = site.late_since or now
-            site.state = "late" if name in waiting.late else "asked"
-            site.asked_at = since
+            if waiting.purpose == COMING_BACK:
+                site.state = "absent"
+            else:
+                site.state = "late" if name in waiting.late else "asked"
+                site.asked_at = since
         if changed or time.monotonic() - self._written >= WRITE_EVERY_SECONDS:
             self._write()
         self._behind.waiting(waiting)
@@ -219,12 +220,36 @@ class StatusFile(RunObserver):
         """As whoever watches says."""
         return self._behind.how_to_go_on(folder)
 
+    def _take_up(self) -> None:
+        """What the committed rounds tell; nobody has been heard of since."""
+        try:
+            before = read_live_status(self._folder)
+        except UsageError as error:
+            log.warning(logfmt("status-begun-anew", reason=error))
+            before = None
+        for record in read_records(self._folder / "rounds.jsonl"):
+            failed = record.get("failures", []) + record.get("evaluation_failures", [])
+            self._count(record, [Rejection(each["client"], each["reason"]) for each in failed])
+        self.status.lost_messages, self.status.expected_end = 0, None
+        seen = {site.name: site.last_seen for site in before.sites} if before else {}
+        for site in self.status.sites:
+            site.state, site.answered_at = "absent", None
+            site.last_seen = seen.get(site.name)
+        if before and before.started:
+            self.status.started = before.started
+
     def _heard(self, roster: Roster) -> None:
+        known = {*roster.ranks, *roster.left_out}
+        self.status.sites = [
+            site
+            for site in self.status.sites
+            if site.name in known or site.bytes_down or site.failures  # no longer "node 12"
+        ]
         for member in roster.members:
             site = self.status.site(member.name)
             site.node, site.rank, site.examples = member.node_id, member.rank, member.num_examples
             site.last_seen = site.last_seen or _now()
-            if site.state == "left out":
+            if site.state in ("absent", "left out"):
                 site.state = "here"
         for name, reason in roster.left_out.items():
             site = self.status.site(name)
@@ -254,7 +279,7 @@ class StatusFile(RunObserver):
             )
             site.bytes_up += client["bytes_up"]
             site.bytes_down += client["bytes_down"]
-            site.seconds, site.loss = client["train_seconds"], client["loss"]
+            site.seconds, site.loss = client["train_seconds"], client.get("loss")
             site.change = client.get("change_norm")
         for rejection in rejected:
             site = status.site(rejection.client)

@@ -54,7 +54,7 @@ from server.sampling import cohort_size, derive_seed, sample_cohort
 from server.start_adapter import keep_start_adapter, read_start_adapter, with_adapter
 from server.state import ServerState
 from server.telemetry import base_record, round_record
-from server.waiting import Waiting
+from server.waiting import COMING_BACK, Waiting
 from settings.run import RunSettings
 from strategies.registry import refuse_ranks
 from strategies.strategy import GlobalModel, Strategy, Updates
@@ -285,8 +285,9 @@ def _wait_for_members(run: Run) -> list[Member]:
         if len(present) >= clients.min_replies or waited > clients.timeout_seconds:
             break
         here = tuple(member.name for member in present)
-        more, left = clients.min_replies - len(present), clients.timeout_seconds - waited
-        run.observer.waiting(Waiting("sites to come back", here, (), more, waited, left))
+        gone = tuple(m.name for m in run.attendance.roster.members if m.name not in here)
+        more, left = clients.min_replies - len(here) - len(gone), clients.timeout_seconds - waited
+        run.observer.waiting(Waiting(COMING_BACK, here, gone, max(0, more), waited, left))
         time.sleep(WAIT_SECONDS)
     roster = run.attendance.roster
     if roster is not before:

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from settings.keys import Value, flatten, flatten_tables
 from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
 
 VERSIONED = ("bouquet", "flwr", "torch", "transformers", "peft", "numpy", "tokenizers")
+LOCK_TRIES = 5
+LOCK_PAUSE_SECONDS = 0.1
 
 
 class RunFolder:
@@ -128,13 +131,11 @@ class RunFolder:
         """
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _takes_lock(descriptor):
                 raise UsageError(
                     f"another process is running {self.path}: wait until it has ended, stop it "
                     "(under Flower: flwr stop RUN-ID), or choose another output"
-                ) from None
+                )
             yield
         finally:
             os.close(descriptor)
@@ -163,6 +164,8 @@ class RunFolder:
                     f"{self._log_path} is shorter than when its newest round was saved: it was "
                     "changed since, and the run cannot go on"
                 )
+            if surplus := self._log_path.stat().st_size - length:
+                log.warning(logfmt("log-cut-back", path=self._log_path, bytes=surplus))
             os.truncate(self._log_path, length)
         return state
 
@@ -218,6 +221,18 @@ class RunFolder:
             scratch.rename(self.path / name)
         except OSError as error:
             raise BouquetError(f"{self.path / name} could not be written: {error}") from error
+
+
+def _takes_lock(descriptor: int) -> bool:
+    """Whether this process holds the folder now; `is_locked` elsewhere holds it for an instant."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_SECONDS)
+        else:
+            return True
+    return False
 
 
 def read_records(log_path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from adapters.errors import listing
 from settings.units import counted
 
 LONGEST_SILENCE_SECONDS = 60.0
+COMING_BACK = "sites to come back"
+"""The purpose of a wait for sites that nobody asked anything: they are not connected."""
 
 
 @dataclass(frozen=True)

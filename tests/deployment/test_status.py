@@ -15,7 +15,7 @@ from server.exchange import Rejection
 from server.live_status import StatusFile
 from server.roster import Member, Roster
 from server.run_folder import RunFolder
-from server.waiting import Waiting
+from server.waiting import COMING_BACK, Waiting
 from settings.keys import Value
 from settings.run import run_settings
 from simulations.cli import cli
@@ -185,8 +185,8 @@ def test_what_a_round_brought(run: RunFolder, file: StatusFile) -> None:
     assert (found.live.loss, found.live.metrics) == (2.0, {"accuracy": 0.5})
     assert (found.live.round_seconds, found.live.rounds_done) == (12.0, 3)
     bergen, tromso = found.live.site("bergen"), found.live.site("tromso")
-    assert (bergen.bytes_up, bergen.seconds, bergen.change) == (1000, 2.0, 0.25)
-    assert (tromso.failures, tromso.failed_round) == (1, 3)
+    assert (bergen.bytes_up, bergen.seconds, bergen.change) == (3000, 2.0, 0.25)
+    assert (tromso.failures, tromso.failed_round) == (2, 3)
     assert tromso.words == "out of memory\\x1b[2J"
 
 
@@ -208,6 +208,70 @@ def test_the_document_for_programs(run: RunFolder, file: StatusFile) -> None:
     page = (Path(__file__).parents[2] / "docs" / "status.md").read_text()
     for name in [*told, *told["sites"][0]]:
         assert f"`{name}`" in page, name  # every field is explained
+
+
+def test_a_take_up_counts_committed_rounds_alone_and_hears_nobody_yet(
+    run: RunFolder, file: StatusFile
+) -> None:
+    opened(file, run)
+    # A third round, whose state was never saved: the take-up plays it again.
+    record = round_line(3, ["bergen"], {})
+    record["clients"][0] |= {"loss": 2.5, "change_norm": 0.25}
+    file.round_finished(record, [Rejection("oslo", "out of memory")])
+    status = StatusFile(RunObserver(), run.path, rounds=3, needed=2).status
+    bergen, oslo, tromso = status.sites
+    assert (bergen.bytes_up, bergen.state, oslo.failures, tromso.failures) == (2000, "absent", 0, 1)
+    assert (status.rounds_done, status.state, status.expected_end) == (2, "waiting", None)
+    assert bergen.last_seen is not None
+    assert bergen.answered_at is None
+
+
+def test_a_finished_run_that_is_taken_up_with_more_rounds_is_not_finished(
+    run: RunFolder, file: StatusFile
+) -> None:
+    run.append(round_line(3, ["oslo"], {}))
+    (run.path / "adapter").mkdir()
+    file.run_finished(run.path)
+    assert read_status(run.path).state == "finished"
+    file = StatusFile(RunObserver(), run.path, rounds=5, needed=2)
+    with run.locked():
+        found = read_status(run.path)
+        assert (found.state, found.exit_code, found.wanted) == ("waiting", 2, 5)
+    assert read_status(run.path).state == "stopped"
+    file.run_failed("0 clients connected within 30 s; 2 needed")
+    assert read_status(run.path).state == "failed"
+
+
+def test_a_run_without_its_adapter_and_without_a_process_has_stopped(
+    run: RunFolder, file: StatusFile
+) -> None:
+    run.append(round_line(3, ["oslo"], {}))
+    file.run_finished(run.path)
+    assert (read_status(run.path).state, read_status(run.path).exit_code) == ("stopped", 1)
+
+
+def test_nodes_that_have_said_their_names_leave_no_row(run: RunFolder, file: StatusFile) -> None:
+    file.waiting(Waiting("answers of sites", ("bergen",), ("node 12",), 0, 1.0, 9.0))
+    assert [site.name for site in file.status.sites] == ["bergen", "node 12", "oslo", "tromso"]
+    opened(file, run)
+    assert [site.name for site in file.status.sites] == ["bergen", "narvik", "oslo", "tromso"]
+    assert {site.state for site in file.status.sites} == {"here", "answered", "left out"}
+
+
+def test_who_went_away_is_absent(run: RunFolder, file: StatusFile) -> None:
+    opened(file, run)
+    file.waiting(Waiting(COMING_BACK, ("bergen",), ("oslo", "tromso"), 0, 3.0, 60.0))
+    states = {site.name: site.state for site in file.status.sites}
+    assert (states["oslo"], states["tromso"]) == ("absent", "absent")
+    file.waiting(Waiting(COMING_BACK, ("bergen", "oslo"), ("tromso",), 0, 4.0, 59.0))
+    assert file.status.site("oslo").state == "answered"
+
+
+def test_a_damaged_status_is_begun_anew(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    (run.path / "status.json").write_text("{")
+    StatusFile(RunObserver(), run.path, rounds=3, needed=2)
+    assert read_status(run.path).live is not None
+    assert "event=status-begun-anew" in caplog.text
 
 
 def test_following_ends_with_the_run(run: RunFolder, file: StatusFile) -> None:

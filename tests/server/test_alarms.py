@@ -37,10 +37,17 @@ def test_the_textfile(tmp_path: Path) -> None:
     assert found['bouquet_silent_sites{run="trial"}'] == 2.0
     assert found['bouquet_held_out_loss{run="trial"}'] == 1.5
     assert found['bouquet_updated_timestamp_seconds{run="trial"}'] == 1767323045.0
-    escaped = r'bouquet_site_failures{run="trial",site="\"; rm -rf ~ #\nbouquet_round 7"}'
+    escaped = r'bouquet_site_failures{run="trial",site="\"; rm -rf ~ #\\nbouquet_round 7"}'
     assert found[escaped] == 2.0
     assert "bouquet_round 7" not in path.read_text().splitlines()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_label_has_only_the_escapes_that_prometheus_knows(tmp_path: Path) -> None:
+    path = tmp_path / "bouquet.prom"
+    told = LiveStatus(updated=NOW, sites=[SiteStatus("a\tb\x1b\udce9c")])
+    Alarms(StatusSettings(str(path), ""), tmp_path / "trial")(told)
+    assert r'bouquet_site_failures{run="trial",site="a\\tb\\x1b\\udce9c"}' in samples(path)
 
 
 def test_a_textfile_that_cannot_be_written(
