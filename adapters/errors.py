@@ -3,7 +3,7 @@
     BouquetError            the run failed                          exit code 1
     ├── UsageError          the command or configuration is wrong   exit code 2
     ├── AdapterError        an adapter is not what it should be     exit code 1
-    └── ReplyError          what a client sent is not what it should be
+    └── ReplyError          a client's answer is not, either        never leaves the server
 
 The command line prints the message alone; anything that is not a BouquetError is a bug and keeps
 its traceback.
@@ -30,7 +30,7 @@ class AdapterError(BouquetError):
 
 
 class ReplyError(BouquetError):
-    """What a client sent is not what it was asked for; it costs that client its turn alone."""
+    """What a client sent is not what it was asked for: it does not count, and the run goes on."""
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:

@@ -6,7 +6,7 @@ each tensor costs hundreds.
 
 from flwr.app import Array, ArrayRecord
 
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, listing, quoted
 
 KEY = "packed"
 STYPE = "bouquet.adapter"
@@ -28,7 +28,7 @@ def from_record(record: object, limit: int | None = None) -> bytes:
     if not isinstance(record, ArrayRecord) or list(record) != [KEY]:
         raise AdapterError(
             f"expected an ArrayRecord with the one array {KEY!r}; got "
-            + (f"arrays {list(record)[:5]}" if isinstance(record, ArrayRecord) else "none")
+            + (_arrays(record) if isinstance(record, ArrayRecord) else "none")
         )
     array = record[KEY]
     if array.dtype != "uint8" or array.stype != STYPE:
@@ -42,3 +42,8 @@ def from_record(record: object, limit: int | None = None) -> bytes:
     if limit is not None and len(array.data) > limit:
         raise AdapterError(f"{len(array.data):,} bytes came where at most {limit:,} can be needed")
     return array.data
+
+
+def _arrays(record: ArrayRecord) -> str:
+    names = listing(f"'{quoted(name, 40)}'" for name in record)
+    return f"arrays [{names}]"

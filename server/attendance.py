@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, largest
 from adapters.codec import budget_bytes, limits_of, unpack
-from adapters.errors import AdapterError, BouquetError, UsageError, listing, quoted
+from adapters.errors import AdapterError, BouquetError, ReplyError, UsageError, listing, quoted
 from adapters.records import from_record
+from server.answer import PRINCIPAL_RECORDS, records_of
+from server.exchange import check_size
 from server.mailbox import Mailbox
 from server.roster import Member, Roster, roster_from_answers
 from server.waiting import Waiting
@@ -182,12 +184,15 @@ def ask_principal(mailbox: Mailbox, roster: Roster, rank: int, timeout: float) -
         limit = budget_bytes(roster.shapes, rank)
         for answer in mailbox.exchange([message], timeout, {member.node_id: limit}):
             try:
-                packed = from_record(answer.content.get("principal"), limit=limit)
+                content = records_of(answer, PRINCIPAL_RECORDS)
+                packed = from_record(content.get("principal"), limit=limit)
                 found = unpack(packed, limits=limits_of(roster.shapes, rank))
                 if found.shapes != dict(roster.shapes) or found.rank > rank:
                     raise AdapterError("its modules or rank are not what was asked for")
-            except (AdapterError, ValueError) as error:
-                reasons.append(f"{member.name}: {error}")
+                for name, factors in found.items():
+                    check_size(name, max(largest(factors.a), largest(factors.b)))
+            except (AdapterError, ReplyError) as error:
+                reasons.append(quoted(f"{member.name}: {error}"))
             else:
                 return found
     raise BouquetError(f"no client could decompose the base model: {listing(reasons, limit=3)}")

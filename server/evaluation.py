@@ -13,10 +13,11 @@ from flwr.app import Message
 
 from adapters.adapter import Adapter, Delta
 from adapters.algebra import beyond, stack
-from adapters.errors import AdapterError
+from adapters.errors import ReplyError
 from adapters.head import Head
+from server.answer import EVALUATE_RECORDS
 from server.broadcast import Asked, start_seed
-from server.exchange import Rejection, Reply, open_reply, read_metrics
+from server.exchange import Rejection, Reply, open_reply, read_metrics, rejection
 from settings.keys import as_list
 from settings.run import RunSettings
 from strategies.strategy import GlobalModel, Update
@@ -105,11 +106,12 @@ def evaluate_on_clients(
         if name is None or name in heard:
             continue
         try:
-            metrics = read_metrics(open_reply(reply, server_round, base, data[name]))
-            if metrics.get("tokens", 0.0) <= 0.0 or "loss" not in metrics:
-                raise AdapterError("an evaluation needs a loss and tokens above zero")
-        except AdapterError as error:
-            rejected.append(Rejection(name, f"evaluation: {error}"))
+            content = open_reply(reply, EVALUATE_RECORDS, server_round, base, data[name])
+            metrics = read_metrics(content)
+            if metrics.get("tokens", 0.0) < 1.0 or "loss" not in metrics:
+                raise ReplyError("an evaluation needs a loss and tokens above zero")
+        except ReplyError as error:
+            rejected.append(rejection(name, error, "evaluation: "))
             continue
         heard[name] = _heard(name, metrics)
     silent = [name for name in names.values() if name not in heard]

@@ -7,24 +7,34 @@ into a Rejection that says why, and the round goes on as if that client had not 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, RecordDict
 
 from adapters.adapter import Adapter, largest
 from adapters.algebra import truncate
 from adapters.codec import budget_bytes, limits_of, unpack
-from adapters.errors import AdapterError, listing, quoted
+from adapters.errors import AdapterError, BouquetError, ReplyError, listing, quoted
 from adapters.head import Head, head_budget_bytes, unpack_head
 from adapters.pruning import kept_rank
 from adapters.records import from_record
+from server.answer import TRAIN_RECORDS, Fields, config, metrics, number, records_of, shown
 from server.broadcast import Asked
-from server.roster import Member, Roster
+from server.roster import MAX_EXAMPLES, Member, Roster, holdings
 from settings.run import RunSettings
 from strategies.strategy import BOTH
 
-MAX_EXAMPLES = 10**9
-MAX_METRIC = 10**18
-"""Sums and products of a few of these are still numbers."""
-COUNTS = ("tokens", "steps", "examples-seen", "seconds", "peak-bytes")
+MAX_COUNT = 10**12
+MAX_LOSS = 1e4
+"""A nat a token is much; a model that guesses among all of a vocabulary loses 12."""
+COUNTS = {
+    "num-examples": MAX_EXAMPLES,
+    "tokens": MAX_COUNT,
+    "steps": MAX_COUNT,
+    "examples-seen": MAX_COUNT,
+    "peak-bytes": 10**15,
+}
+MEASURES = {"loss": MAX_LOSS, "seconds": 1e9, "wire-error": 1e4, "accuracy": 1.0, "macro-f1": 1.0}
+"""What is kept of the metrics, and the most that each can be; none is below zero."""
+LONGEST_REASON = 600
 MAX_SCALE = 1e4
 MAX_FACTOR = 1e4
 """No trained factor comes near; larger values are damage or malice."""
@@ -61,6 +71,11 @@ class Admitted:
     """Clients that were not waited for any more, because enough others had answered."""
 
 
+def rejection(client: str, error: BouquetError, during: str = "") -> Rejection:
+    """Of a client whose answer is not what it should be; its own words in it cut and escaped."""
+    return Rejection(client, quoted(f"{during}{error}", LONGEST_REASON))
+
+
 def admit_replies(
     answers: Iterable[Message],
     cohort: Sequence[Asked],
@@ -85,8 +100,8 @@ def admit_replies(
             continue
         try:
             replies[node] = _admit(answer, asked, start, roster, settings.wire.dtype, server_round)
-        except AdapterError as error:
-            rejected[node] = Rejection(asked.member.name, str(error))
+        except (AdapterError, ReplyError) as error:
+            rejected[node] = rejection(asked.member.name, error)
         if len(replies) == enough:
             break
     spare = []
@@ -122,7 +137,8 @@ def _admit(
     server_round: int,
 ) -> Reply:
     member = asked.member
-    content = open_reply(message, server_round, roster.base, member.data)
+    allowed = TRAIN_RECORDS - (set() if _sends_head(asked, roster) else {"head"})
+    content = open_reply(message, allowed, server_round, roster.base, member.data)
     packed = from_record(
         content.get("adapter"), limit=budget_bytes(roster.shapes, member.rank, wire_dtype)
     )
@@ -133,22 +149,19 @@ def _admit(
     adapter = unpack(packed, known, limits)
     check_adapter(adapter, asked, roster.shapes)
     head, head_bytes = _admit_head(content, asked, roster)
-    metrics = read_metrics(content)
-    num_examples = metrics.pop("num-examples", 0)
-    if num_examples != int(num_examples) or not 0 < num_examples <= MAX_EXAMPLES:
-        raise AdapterError(
-            f"num-examples must be a whole number from 1 to {MAX_EXAMPLES:,}; got {num_examples:g}"
-        )
-    return Reply(member, adapter, int(num_examples), metrics, len(packed) + head_bytes, head=head)
+    num_examples = int(number(metrics(content), "num-examples", 1, MAX_EXAMPLES, is_whole=True))
+    numbers = read_metrics(content)
+    return Reply(member, adapter, num_examples, numbers, len(packed) + head_bytes, head=head)
+
+
+def _sends_head(asked: Asked, roster: Roster) -> bool:
+    """Whether the task has a head, and it travels."""
+    return bool(roster.head_shapes) and not asked.rule.keeps_head
 
 
 def _admit_head(content: RecordDict, asked: Asked, roster: Roster) -> tuple[Head | None, int]:
-    """The head of a reply and its bytes, where the task has one and it travels."""
-    if not roster.head_shapes:
-        return None, 0
-    if asked.rule.keeps_head:
-        if "head" in content:
-            raise AdapterError("a head came, though each client of this run keeps its own")
+    """The head of a reply and its bytes, where it sends one."""
+    if not _sends_head(asked, roster):
         return None, 0
     packed = from_record(content.get("head"), limit=head_budget_bytes(roster.head_shapes))
     head = unpack_head(packed, roster.head_shapes)
@@ -157,49 +170,39 @@ def _admit_head(content: RecordDict, asked: Asked, roster: Roster) -> tuple[Head
     return head, len(packed)
 
 
-def open_reply(message: Message, server_round: int, base: str, data: str = "") -> RecordDict:
-    """The content of a reply that belongs to this round, base and data; AdapterError otherwise.
+def open_reply(
+    message: Message, allowed: frozenset[str], server_round: int, base: str, data: str = ""
+) -> RecordDict:
+    """The content of a reply that belongs to this round, base and data; ReplyError otherwise.
 
+    allowed: the records that may be in it.
     data: the hash that the client told when it was asked who it is; empty where it told none.
     """
-    if message.has_error():
-        error = message.error
-        raise AdapterError(f"the client failed: {quoted(error.reason or error.code)}")
-    content = message.content
-    if "failure" in content:
-        failure = content["failure"]
-        raise AdapterError(f"the client reports: {quoted(failure.get('reason'))}")
-    stamp = content.get("reply")
-    if not isinstance(stamp, ConfigRecord) or stamp.get("round") != server_round:
-        came = stamp.get("round") if isinstance(stamp, ConfigRecord) else None
-        raise AdapterError(f"expected a reply to round {server_round}; got one to {came!r:.40}")
-    if stamp.get("base") != base:
-        raise AdapterError(f"trained on base {stamp.get('base')!r:.40}; the run's is {base!r}")
-    if data and stamp.get("data") != data:
-        raise AdapterError(
-            f"its data changed since the run began (hash {stamp.get('data')!r:.40}, before "
-            f"{data!r:.40}): bring them back, or begin a new run"
-        )
+    content = records_of(message, allowed)
+    told = config(content, "reply")
+    _check_stamp(told, server_round, base, data)
+    holdings(told)
     return content
 
 
+def _check_stamp(told: Fields, server_round: int, base: str, data: str) -> None:
+    came = told.get("round")
+    if type(came) is not int or came != server_round:
+        raise ReplyError(f"expected a reply to round {server_round}; got one to {shown(came)}")
+    if told.get("base") != base:
+        raise ReplyError(f"trained on base {shown(told.get('base'))}; the run's is {base!r}")
+    if data and told.get("data") != data:
+        raise ReplyError(
+            f"its data changed since the run began (hash {shown(told.get('data'))}, before "
+            f"{data!r}): bring them back, or begin a new run"
+        )
+
+
 def read_metrics(content: RecordDict) -> dict[str, float]:
-    """The reply's metrics as plain numbers, finite and of a sane size."""
-    record = content.get("metrics")
-    if not isinstance(record, MetricRecord):
-        raise AdapterError("the reply has no MetricRecord 'metrics'")
-    metrics = {}
-    for name, value in record.items():
-        if not isinstance(value, int | float) or not abs(value) <= MAX_METRIC:  # NaN is not
-            raise AdapterError(
-                f"metric {name!r:.40} must be a finite number, at most {MAX_METRIC:g}; got "
-                f"{value!r:.40}"
-            )
-        metrics[name] = float(value)
-    for name in COUNTS:
-        if metrics.get(name, 0.0) < 0.0:
-            raise AdapterError(f"{name} cannot be below zero; got {metrics[name]:g}")
-    return metrics
+    """The metrics that are kept, as plain numbers within their bounds."""
+    told = metrics(content)
+    counts = {n: number(told, n, 0, most, is_whole=True) for n, most in COUNTS.items() if n in told}
+    return counts | {n: number(told, n, 0, most) for n, most in MEASURES.items() if n in told}
 
 
 def check_adapter(adapter: Adapter, asked: Asked, shapes: Mapping[str, tuple[int, int]]) -> None:

@@ -41,11 +41,12 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 from adapters.errors import ReplyError, listing, quoted
 from adapters.records import KEY
+from server.answer import EVALUATE_RECORDS, PRINCIPAL_RECORDS, TRAIN_RECORDS
 
 ANSWERS: Mapping[str, frozenset[str]] = {
-    MessageType.QUERY: frozenset({"site", "principal", "failure"}),
-    MessageType.TRAIN: frozenset({"reply", "adapter", "head", "metrics", "failure"}),
-    MessageType.EVALUATE: frozenset({"reply", "metrics", "failure"}),
+    MessageType.QUERY: PRINCIPAL_RECORDS,
+    MessageType.TRAIN: TRAIN_RECORDS,
+    MessageType.EVALUATE: EVALUATE_RECORDS,
 }
 """The records that an answer to each kind of message may hold."""
 TEXT_BYTES = 1 << 20

@@ -20,14 +20,15 @@ from flwr.serverapp.strategy import Strategy as FlowerBase
 
 from adapters.adapter import Adapter, Delta
 from adapters.codec import pack, unpack, unpack_delta
-from adapters.errors import AdapterError, BouquetError
+from adapters.errors import BouquetError
 from adapters.head import pack_head, unpack_head
 from adapters.records import STYPE
 from adapters.refactoring import as_factors
 from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
 from server.attendance import call_roster
 from server.broadcast import Asked, ask, broadcast, broadcast_to, received_start, round_messages
-from server.exchange import admit_replies, open_reply, read_metrics
+from server.evaluation import evaluate_on_clients
+from server.exchange import admit_replies
 from server.guard import guard, keeps_b
 from server.mailbox import Mailbox
 from server.method import method_of
@@ -56,6 +57,7 @@ class FlowerStrategy(FlowerBase):
         self._strategy = method_of(settings)
         self._roster: Roster | None = None
         self._cohort: list[Asked] = []
+        self._evaluating: list[Asked] = []
         self._sent = broadcast(GlobalModel(), settings.wire.dtype)
         self._model = GlobalModel()
 
@@ -130,6 +132,7 @@ class FlowerStrategy(FlowerBase):
             return []
         roster = self._call(grid)
         asked = ask(roster.members, self._strategy, self._model, self.settings.clients.head)
+        self._evaluating = asked
         self._sent = broadcast_to(asked, self._model, self.settings.wire.dtype)
         return self._messages(MessageType.EVALUATE, asked, server_round, config, roster)
 
@@ -138,18 +141,15 @@ class FlowerStrategy(FlowerBase):
     ) -> MetricRecord | None:
         """Mean held-out loss over clients, weighted by their tokens."""
         assert self._roster is not None
-        data = {member.node_id: member.data for member in self._roster.members}
-        total = tokens = 0.0
-        for reply in replies:
-            try:
-                told = data.get(reply.metadata.src_node_id, "")
-                metrics = read_metrics(open_reply(reply, server_round, self._roster.base, told))
-            except AdapterError as error:
-                log.warning("round %d: an evaluation does not count: %s", server_round, error)
-                continue
-            total += metrics.get("loss", 0.0) * metrics.get("tokens", 0.0)
-            tokens += metrics.get("tokens", 0.0)
-        return MetricRecord({"client-held-out-loss": total / tokens}) if tokens else None
+        found, rejected = evaluate_on_clients(
+            list(replies), self._evaluating, server_round, self._roster.base
+        )
+        for rejection in rejected:
+            log.warning(
+                "round %d excludes %s: %s", server_round, rejection.client, rejection.reason
+            )
+        loss = found.get("client_held_out_loss")
+        return None if loss is None else MetricRecord({"client-held-out-loss": loss})
 
     def summary(self) -> None:
         """Log what this strategy is."""

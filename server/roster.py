@@ -4,11 +4,23 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from math import prod
+from typing import NamedTuple
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message, RecordDict
 
-from adapters.errors import UsageError, listing, quoted
+from adapters.errors import ReplyError, UsageError, listing
+from server.answer import (
+    QUERY_RECORDS,
+    Fields,
+    config,
+    failure_of,
+    records_of,
+    text,
+    texts,
+    whole,
+    wholes,
+)
 from settings.keys import as_list, listed
 from settings.labels import canonical_label
 
@@ -38,6 +50,20 @@ class Member:
 
 
 LONGEST_LABEL = 1000
+NAME = r"\w[\w .+-]*"
+"""No separator of paths, and no @, behind which stands the node where two have one name."""
+LONGEST_NAME = 80
+LONGEST_BASE = 80
+HASH = r"[0-9a-f]{0,64}"
+MAX_EXAMPLES = 10**9
+MAX_NUMBER = 10**9
+MOST_MODULES = 100_000
+LONGEST_MODULE = 500
+LONGEST_SIDE = 10**7
+MOST_HEADS = 64
+HEAD_SHAPE = r"[1-9][0-9]{0,7}(x[1-9][0-9]{0,7}){0,3}"
+MOST_HEAD_VALUES = 10**10
+MOST_PIECES = 100_000
 
 
 class Kind(NamedTuple):
@@ -93,7 +119,7 @@ def roster_from_answers(
     is left out.
     Raises UsageError when nobody can take part, with their reasons.
     """
-    found, left_out = _read(answers, known.left_out if known else {})
+    found, left_out = _read(answers, known)
     if known is None:
         agreed = _most_common([member for member in found if base in (None, member.base)])
         found = _distinct_names(found)
@@ -138,28 +164,33 @@ def roster_from_answers(
     )
 
 
-def _read(
-    answers: Iterable[Message], left_out: Mapping[str, str]
-) -> tuple[list[Member], dict[str, str]]:
+def _read(answers: Iterable[Message], known: Roster | None) -> tuple[list[Member], dict[str, str]]:
     """The members that these answers describe, and who is left out with them."""
-    found, still_out = [], dict(left_out)
+    names = {member.node_id: member.name for member in known.members} if known else {}
+    found: list[Member] = []
+    left_out = dict(known.left_out) if known else {}
     for answer in answers:
-        node = f"node {answer.metadata.src_node_id}"
-        still_out.pop(node, None)
-        if answer.has_error():
-            still_out[node] = quoted(f"failed to answer: {answer.error.reason}")
-        elif "failure" in answer.content:
-            failure = answer.content["failure"]
-            name = quoted(failure.get("client", node), 80)
-            still_out[name] = quoted(failure.get("reason"))
-        else:
-            try:
-                found.append(_member(answer))
-            except (KeyError, TypeError, ValueError) as error:
-                still_out[node] = quoted(f"its answer cannot be read: {error!r}")
-            else:
-                still_out.pop(found[-1].name, None)
-    return found, still_out
+        node = answer.metadata.src_node_id
+        own = {f"node {node}", names.get(node)}
+        left_out = {
+            n: why for n, why in left_out.items() if n not in own and not n.endswith(f"@{node}")
+        }
+        try:
+            found.append(_member(answer))
+            left_out.pop(found[-1].name, None)
+        except ReplyError as error:
+            before = " (what it said before stands)" if node in names else ""
+            left_out[names.get(node) or _claimed_name(answer)] = f"{error}{before}"
+    return found, left_out
+
+
+def _claimed_name(answer: Message) -> str:
+    """What to call a node that does not take part; the name beside a failure is its word alone."""
+    node = answer.metadata.src_node_id
+    content = answer.content if answer.has_content() else RecordDict()
+    claimed = failure_of(content).get("client", "") if "failure" in content else ""
+    is_name = re.fullmatch(NAME, claimed) and len(claimed) <= LONGEST_NAME
+    return f"{claimed}@{node}" if is_name else f"node {node}"
 
 
 def _joined(known: list[Member], newcomers: list[Member]) -> list[Member]:
@@ -199,56 +230,76 @@ def _order(member: Member) -> tuple[int, str, int]:
 
 
 def _member(answer: Message) -> Member:
-    site: Any = answer.content["site"]
-    columns = zip(site["modules"], site["rows"], site["columns"], strict=True)
-    heads = zip(site["head"], site["head-shapes"], strict=True)
-    head_shapes = tuple(
-        sorted((str(name), tuple(map(int, shape.split("x")))) for name, shape in heads)
-    )
-    member = Member(
-        name=quoted(site["client"], 80),
-        number=int(site["number"]),
+    site = config(records_of(answer, QUERY_RECORDS), "site")
+    shapes = _shapes(site)
+    head_shapes = _head_shapes(site)
+    smallest = min((min(m, n) for _, m, n in shapes), default=0)
+    if not smallest:
+        raise ReplyError("it names no module that it would train")
+    rank = whole(site, "rank", 1, LONGEST_SIDE)
+    if rank > smallest:
+        raise ReplyError(f"rank {rank} does not fit modules of smallest side {smallest}")
+    return Member(
+        name=text(site, "client", LONGEST_NAME, NAME),
+        number=whole(site, "number", 0, MAX_NUMBER),
         node_id=answer.metadata.src_node_id,
-        rank=int(site["rank"]),
-        num_examples=int(site["num-examples"]),
-        base=quoted(site["base"], 80),
-        shapes=tuple(sorted((str(name), int(m), int(n)) for name, m, n in columns)),
+        rank=rank,
+        num_examples=whole(site, "num-examples", 0, MAX_EXAMPLES),
+        base=text(site, "base", LONGEST_BASE),
+        shapes=shapes,
         head_shapes=head_shapes,
-        labels=_labels(
-            site.get("labels", []), max((shape[0] for _, shape in head_shapes), default=0)
-        ),
+        labels=_labels(site, max((shape[0] for _, shape in head_shapes), default=0)),
         holds=holdings(site),
-        data=_hash(site.get("data", ""), "its data"),
-        template=_hash(site.get("chat-template", ""), "its chat template"),
+        data=text({"data": "", **site}, "data", 64, HASH),
+        template=text({"chat-template": "", **site}, "chat-template", 64, HASH),
     )
-    smallest = min((min(m, n) for _, m, n in member.shapes), default=0)
-    if not 1 <= member.rank <= smallest:
-        raise ValueError(f"rank {member.rank} does not fit modules of smallest side {smallest}")
-    return member
 
 
-def _hash(value: object, of: str) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{0,64}", value):
-        raise ValueError(f"the hash of {of} is none")
-    return value
+def _shapes(site: Fields) -> tuple[tuple[str, int, int], ...]:
+    """(module, m, n) of each module, sorted."""
+    modules = _names(site, "modules", MOST_MODULES)
+    sides = [wholes(site, key, MOST_MODULES, 1, LONGEST_SIDE) for key in ("rows", "columns")]
+    if any(len(side) != len(modules) for side in sides):
+        counts = listing(f"{len(side):,}" for side in sides)
+        raise ReplyError(f"it names {len(modules):,} modules, and rows and columns of {counts}")
+    return tuple(sorted(zip(modules, *sides, strict=True)))
 
 
-def _labels(value: object, most: int) -> tuple[str, ...]:
+def _head_shapes(site: Fields) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """(name, shape) of each array of a head, sorted."""
+    names = _names(site, "head", MOST_HEADS)
+    told = texts(site, "head-shapes", MOST_HEADS, 40, HEAD_SHAPE)
+    if len(told) != len(names):
+        raise ReplyError(f"it names {len(names)} arrays of a head, and {len(told)} shapes")
+    shapes = [tuple(map(int, shape.split("x"))) for shape in told]
+    if sum(map(prod, shapes)) > MOST_HEAD_VALUES:
+        raise ReplyError(f"its head has more than {MOST_HEAD_VALUES:,} values")
+    return tuple(sorted(zip(names, shapes, strict=True)))
+
+
+def _names(site: Fields, key: str, most: int) -> list[str]:
+    names = texts(site, key, most, LONGEST_MODULE)
+    if len(set(names)) < len(names):
+        raise ReplyError(f"each of {key} must be there once; it names one twice")
+    return names
+
+
+def _labels(site: Fields, most: int) -> tuple[str, ...]:
     """These labels where a key can hold them, at most so many; a site that sends others lies."""
+    value = site.get("labels", [])
     if not isinstance(value, list) or len(value) > most:
-        raise ValueError(f"its labels are no list of at most {most}")
+        raise ReplyError(f"its labels are no list of at most {most}")
     if not all(isinstance(label, str) and len(label) <= LONGEST_LABEL for label in value):
-        raise ValueError(f"its labels are not texts of at most {LONGEST_LABEL} characters")
+        raise ReplyError(f"its labels are not texts of at most {LONGEST_LABEL} characters")
     held = tuple(canonical_label(label) for label in listed(as_list(value)))
     if held != tuple(value) or len(value) == 1 or "" in value or len(set(value)) < len(value):
-        raise ValueError("its labels are not at least two, each once and none empty")
+        raise ReplyError("its labels are not at least two, each once and none empty")
     return held
 
 
-def holdings(record: object) -> frozenset[str]:
-    """The pieces that a client says it has; none where it says nothing that can be read."""
-    held = record.get("holds", []) if isinstance(record, ConfigRecord) else []
-    return frozenset(map(str, held)) if isinstance(held, list) else frozenset()
+def holdings(record: Fields) -> frozenset[str]:
+    """The pieces that a client says it has, by version."""
+    return frozenset(texts({"holds": [], **record}, "holds", MOST_PIECES, 64, HASH))
 
 
 def _distinct_names(members: list[Member]) -> list[Member]:

@@ -9,7 +9,7 @@ bytes as one that was never interrupted.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from adapters.adapter import draw
 from adapters.algebra import balanced_at
 from adapters.codec import as_sent
-from adapters.errors import BouquetError, UsageError, listing
+from adapters.errors import BouquetError, ReplyError, UsageError, listing
 from adapters.peft_files import PeftAdapter
 from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
 from server.alarms import Alarms
@@ -164,11 +164,14 @@ def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
     pieces, merged = in_pieces((), GlobalModel(), model, run.settings.wire.dtype)
     state = replace(state, model=replace(model, merged=merged, increment=None), pieces=pieces)
     began = time.perf_counter()
-    held_out, _ = _evaluate(run, state, roster.members)
-    record = base_record(held_out, roster) | {"evaluate_seconds": time.perf_counter() - began}
+    held_out, unheard = _evaluate(run, state, roster.members)
+    record = base_record(held_out, roster) | {
+        "evaluation_failures": [asdict(rejection) for rejection in unheard],
+        "evaluate_seconds": time.perf_counter() - began,
+    }
     state = replace(state, log_bytes=run.folder.append(record))
     run.folder.save(state)
-    run.observer.round_finished(record, [])
+    run.observer.round_finished(record, unheard)
     return state
 
 
@@ -319,13 +322,14 @@ def _telling(run: Run, purpose: str, members: Sequence[Member]) -> Callable[[Loo
 
 
 def _noting_holdings(run: Run, answers: Iterable[Message]) -> Iterator[Message]:
-    """The answers; what each client says that it holds goes to the roster."""
+    """The answers; what each client says that it holds goes to the roster, where it can be read."""
     for answer in answers:
         if answer.has_content():
             for name in ("reply", "failure"):
                 record = answer.content.get(name)
                 if isinstance(record, ConfigRecord) and "holds" in record:
-                    run.attendance.note_holdings(answer.metadata.src_node_id, holdings(record))
+                    with suppress(ReplyError):  # whoever reads the answer itself says so
+                        run.attendance.note_holdings(answer.metadata.src_node_id, holdings(record))
         yield answer
 
 

@@ -57,3 +57,13 @@ def test_a_shape_that_is_not_that_of_the_bytes_is_refused(shape: tuple[int, ...]
     array = Array(dtype="uint8", shape=shape, stype=STYPE, data=b"abc")
     with pytest.raises(AdapterError, match=r"3 bytes came under a shape of \("):
         from_record(ArrayRecord({KEY: array}))
+
+
+def test_names_of_arrays_are_cut_and_escaped() -> None:
+    names = ["\x1b[2J" + "x" * 10**6, *map(str, range(9))]
+    arrays = {name: Array("uint8", (0,), STYPE, b"") for name in names}
+    with pytest.raises(
+        AdapterError, match=r"\\x1b\[2Jx{36}', .* \(showing 5 of 10\)\]$"
+    ) as refused:
+        from_record(ArrayRecord(arrays))
+    assert len(str(refused.value)) < 300

@@ -78,6 +78,9 @@ class SuperLink(ThreadingHTTPServer):
         grid._client = RuntimeHttpClient("http://{}:{}".format(*self.server_address))
         self.postbox = Postbox(grid)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """The client hung up, as it does on what is too large."""
+
     def respond(self, path: str, request: bytes) -> bytes:
         if path.endswith("/pull-messages"):
             asked = set(PullAppMessagesRequest.FromString(request).message_ids)

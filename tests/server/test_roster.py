@@ -89,16 +89,16 @@ def test_who_has_other_shapes_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"rank": 0}, "rank 0 does not fit"),
+        ({"rank": 0}, "rank must be a whole number from 1 to 10,000,000; got 0"),
         ({"rank": 5}, "rank 5 does not fit modules of smallest side 4"),
-        ({"modules": ["one"]}, "cannot be read"),
-        ({"number": "first"}, "cannot be read"),
-        ({"modules": [], "rows": [], "columns": []}, "does not fit"),
-        ({"chat-template": "{{ x }}"}, "the hash of its chat template is none"),
-        ({"data": "not a hash"}, "the hash of its data is none"),
-        ({"data": "f" * 65}, "the hash of its data is none"),
-        ({"data": 7}, "the hash of its data is none"),
-        ({"data": ["f"]}, "the hash of its data is none"),
+        ({"modules": ["one"]}, "it names 1 modules, and rows and columns of 3, 3"),
+        ({"number": "first"}, "number must be a whole number from 0 to 1,000,000,000; got 'first'"),
+        ({"modules": [], "rows": [], "columns": []}, "it names no module that it would train"),
+        ({"chat-template": "{{ x }}"}, "chat-template must be a printable text of at most 64"),
+        ({"data": "not a hash"}, "like [0-9a-f]{0,64}; got 'not a hash'"),
+        ({"data": "f" * 65}, "ffff' of 65 characters"),
+        ({"data": 7}, "like [0-9a-f]{0,64}; got 7"),
+        ({"data": ["f"]}, "like [0-9a-f]{0,64}; got a list of 1"),
     ],
 )
 def test_an_answer_that_makes_no_sense_is_left_out(change: dict[str, Any], reason: str) -> None:
@@ -128,28 +128,68 @@ def test_clients_of_one_name_are_told_apart() -> None:
 
 
 def test_no_word_of_a_client_is_obeyed_by_a_terminal() -> None:
-    escape = "\x1b[2J\x07"
+    escape = "\x1b[2J\u202e"
 
     def rude(client: int, message: Message, reply: Message) -> Message:
-        if client == 0:
-            words = {"client": f"oslo{escape}", "reason": f"bad{escape}" + "!" * 10_000}
+        if client < 2:
+            who = ("oslo", f"oslo{escape}")[client]
+            words = {"client": who, "reason": f"bad{escape}" + "!" * 10_000}
             return Message(RecordDict({"failure": ConfigRecord(words)}), reply_to=message)
-        site_of(reply)["client"] = f"bergen{escape}{client}"
         return reply
 
     roster = call(rude)
-    assert list(roster.ranks) == [r"bergen\x1b[2J\x071", r"bergen\x1b[2J\x072"]
-    ((name, reason),) = roster.left_out.items()
-    assert name == r"oslo\x1b[2J\x07"
-    assert reason.startswith(r"bad\x1b[2J\x07!!!")
-    assert len(reason) < 600
+    assert list(roster.left_out) == ["oslo@2", "node 3"]
+    for reason in roster.left_out.values():
+        assert reason.startswith(r"the client reports: bad\x1b[2J\u202e!!!")
+        assert len(reason) < 600
+
+
+def test_who_fails_under_the_name_of_another_is_not_taken_for_it() -> None:
+    def pretend(client: int, message: Message, reply: Message) -> Message:
+        words = {"client": "client-01", "reason": "gone"}
+        failure = RecordDict({"failure": ConfigRecord(words)})
+        return Message(failure, reply_to=message) if client == 2 else reply
+
+    roster = call(pretend)
+    assert list(roster.ranks) == ["client-00", "client-01"]
+    assert roster.left_out == {"client-01@4": "the client reports: gone"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a/b",
+        r"a\b",
+        "..",
+        "../../etc",
+        "a\x1b[2J",
+        "a\nb",
+        "a\u202eb",
+        "oslo@3",
+        " a",
+        "a" * 81,
+        7,
+    ],
+)
+def test_a_name_that_is_none_leaves_its_client_out(name: Any) -> None:
+    def called(client: int, message: Message, reply: Message) -> Message:
+        if client == 0:
+            site_of(reply)["client"] = name
+        return reply
+
+    roster = call(called)
+    assert list(roster.ranks) == ["client-01", "client-02"]
+    assert "client must be a printable text of at most 80 characters" in roster.left_out["node 2"]
 
 
 def test_nobody_is_an_error_with_the_reasons() -> None:
     def crash(client: int, message: Message, reply: Message) -> None:
         return None
 
-    with pytest.raises(UsageError, match=r"no client can take part: node 2: failed.*crashed"):
+    with pytest.raises(
+        UsageError, match=r"no client can take part: node 2: the client failed: .*crashed"
+    ):
         call(crash)
 
 
