@@ -82,7 +82,7 @@ class Mailbox:
 
         array_bytes: node -> the most that the arrays of its answer can need; nothing by default.
         An answer that cannot be read comes as one with an error, of the node that sent it.
-        look: called as long as somebody is silent.
+        look: called as long as somebody is silent, and at the end of the wait.
 
         A node that is silent for far longer than the others is asked once more, for its answer may
         be lost; the first of two answers counts. The caller may stop before; what comes after that
@@ -131,6 +131,7 @@ class Mailbox:
                 yield answer
             left = seconds - (time.monotonic() - began)
             if not self._waiting or left <= 0.0:
+                look(Look(frozenset(heard), frozenset(silent), again & silent.keys(), elapsed, 0.0))
                 return
             if elapsed > again_after and silent.keys() - again:
                 self._ask_again([silent[n] for n in silent.keys() - again], room, left)

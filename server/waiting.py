@@ -62,7 +62,12 @@ class Sparingly:
         self._here: tuple[str, ...] = ()
 
     def due(self, waiting: Waiting) -> bool:
-        """Whether this look should be told; a new wait, or who came, begins anew."""
+        """Whether this look should be told; a new wait, or who came, begins anew.
+
+        The end of a wait in which all have come is not: what follows is told by itself.
+        """
+        if not waiting.missing and not waiting.more:
+            return False
         if waiting.seconds < self._last:
             self._next, self._here = 0.0, ()
         self._last = waiting.seconds

@@ -250,6 +250,16 @@ def test_a_run_without_its_adapter_and_without_a_process_has_stopped(
     assert (read_status(run.path).state, read_status(run.path).exit_code) == ("stopped", 1)
 
 
+def test_a_round_whose_answers_came_all_at_once_has_answers(
+    run: RunFolder, file: StatusFile
+) -> None:
+    opened(file, run)
+    file.round_started(3, MEMBERS)
+    file.waiting(Waiting("training", ("bergen", "oslo", "tromso"), (), 0, 90.0, 0.0))
+    file.phase_started("aggregating")
+    assert {site.state for site in file.status.sites} == {"answered", "left out"}
+
+
 def test_nodes_that_have_said_their_names_leave_no_row(run: RunFolder, file: StatusFile) -> None:
     file.waiting(Waiting("answers of sites", ("bergen",), ("node 12",), 0, 1.0, 9.0))
     assert [site.name for site in file.status.sites] == ["bergen", "node 12", "oslo", "tromso"]

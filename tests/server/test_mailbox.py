@@ -133,7 +133,8 @@ def test_who_is_silent_for_long_is_asked_once_more(
     answers = mailbox.exchange(letters(2), 60.0, look=look)
     assert questions(answers) == ["m0", "m2"]
     assert [message.metadata.dst_node_id for message in grid.pushed.values()] == [2, 3, 3]
-    assert (looks[0].heard, looks[0].silent, looks[-1].again) == ({2}, {3}, {3})
+    assert (looks[0].heard, looks[0].silent, looks[-2].again) == ({2}, {3}, {3})
+    assert (looks[-1].heard, looks[-1].silent, looks[-1].again) == ({2, 3}, set(), set())
     assert mailbox.strays == {"lost": 1}
     assert "event=asked-again nodes=3" in caplog.text
     grid.ready = ["m1"]  # it was not lost after all
