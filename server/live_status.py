@@ -253,7 +253,9 @@ class StatusFile(RunObserver):
                 site.state = "here"
         for name, reason in roster.left_out.items():
             site = self.status.site(name)
-            site.state, site.words = "left out", quoted(reason)
+            site.words = quoted(reason)
+            if name not in roster.ranks:  # else what it said before stands, and it takes part
+                site.state = "left out"
 
     def _count(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
         status, now = self.status, _now()

@@ -14,6 +14,7 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from server.live_status import read_live_status
 from server.progress import LogObserver, observe_run
 from server.roster import Roster
 from server.rounds import run_rounds
@@ -128,16 +129,11 @@ def assert_only_the_log_knows(
     assert left_behind(folder) == without_them(len(names), when)
 
 
-CASES = [
-    (when, name, order)
-    for when, table in TABLES.items()
-    for name in table
-    for order in ORDERS
-    if when != "asked again" or order == "arrives first"  # the reader is that of `query`
-]
+ALONE = [(when, name) for when in ("query", "evaluate") for name in TABLES[when]]
 
 
-@pytest.mark.parametrize(("when", "name", "order"), CASES)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("when", "name"), ALONE)
 def test_a_malformed_answer_leaves_no_trace_but_in_the_log(
     when: str, name: str, order: str, tmp_path: Path
 ) -> None:
@@ -153,6 +149,28 @@ def test_all_malformed_answers_at_once_leave_no_trace_but_in_the_log(
     strangers = [bad for bad, _ in TABLES[when].values()]
     reasons = play(tmp_path / "run", strangers, when, ORDERS[order])
     assert_only_the_log_knows(tmp_path / "run", list(TABLES[when]), when, reasons)
+
+
+@pytest.mark.parametrize("name", ["rank: inf", "a failure", "an error"])
+def test_who_answers_badly_when_asked_again_is_not_shown_as_left_out(
+    name: str, tmp_path: Path
+) -> None:
+    """What it said before stands, and it is asked to train again: its words say what happened."""
+    settings = settings_of(tmp_path / "run", clients__count=3, lora__rank="2", rounds=2)
+    states = []
+
+    class States(LogObserver):
+        def roster_changed(self, roster: Roster) -> None:
+            found = read_live_status(tmp_path / "run")
+            assert found is not None
+            states.append(found.site("client-02"))
+
+    with observe_run(States()):
+        app = app_with([MALFORMED_SITES[name][0]], "asked again")
+        run_rounds(InProcessGrid(app, 3, flatten(settings)), settings)
+    again = [site for site in states if site.words and "what it said before stands" in site.words]
+    assert again
+    assert all(site.state == "failed" for site in again)
 
 
 def honest(content: RecordDict, message: Message) -> RecordDict:

@@ -1,6 +1,7 @@
 """A stranger's words are cut and escaped wherever a person reads them: log, screen, page."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,21 @@ def test_in_the_status_and_on_the_page(tmp_path: Path, bouquet: Run) -> None:
         assert "alert(1)" not in text.replace("&lt;script&gt;alert(1)", "")
         assert not {c for c in text if not c.isprintable()} - {"\n"}
     assert list((tmp_path / "page").glob("*.html"))
+
+
+def texts_in(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for item in value.items() for each in item for text in texts_in(each)]
+    if isinstance(value, list):
+        return [text for each in value for text in texts_in(each)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("file", ["status.json", "rounds.jsonl"])
+def test_in_the_files_that_programs_read(tmp_path: Path, file: str) -> None:
+    play(tmp_path / "run", LogObserver())
+    written = (tmp_path / "run" / file).read_text()
+    lines = written.splitlines() if file.endswith("l") else [written]
+    said = texts_in([json.loads(line) for line in lines])
+    assert any(SHOWN in text for text in said)
+    assert all(text.isprintable() and len(text) < 1000 for text in said)
