@@ -8,6 +8,7 @@ import typer
 from adapters.errors import UsageError
 from simulations import job_options as job
 from simulations.terminal import console
+from simulations.try_command import stop, try_out
 
 deploy = typer.Typer(
     name="deploy",
@@ -16,6 +17,8 @@ deploy = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
+deploy.command("try", epilog=job.MORE_KEYS)(try_out)
+deploy.command()(stop)
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's folder.")]
 SiteArgument = Annotated[Path, typer.Argument(metavar="SITE", help="A site's folder.")]
 

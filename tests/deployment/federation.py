@@ -72,9 +72,10 @@ class Federation:
 
     def play_on(self, machine: str, step: Step) -> None:
         """Commands on one machine; a site's are written for the first that they are for."""
-        text = step.text.replace(HOST, "localhost")
+        text = step.text.replace(HOST, "localhost").replace(":8000/", f":{self.control_port}/")
         if machine != "coordinator":
             text = text.replace(step.machines[0], machine)
+            text = text.replace(":9094/", f":{self.ports[machine]}/")
             self._carry(machine)
         if step.keeps_running:
             self.loopback.start(machine, text.strip(), self.machines[machine])

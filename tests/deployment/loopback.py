@@ -1,8 +1,7 @@
 """Processes of a federation on the loopback interface that are the test's own, and end with it.
 
-SuperLink and SuperNode start further processes, some in sessions of their own. Every session that
-a started process or its descendants are in is remembered and killed as a whole, so that nothing
-outlives the test, whether it passed or not.
+SuperLink and SuperNode start further processes, some in sessions of their own. All of them carry
+this test's mark and are killed by it, so that nothing outlives the test, whether it passed or not.
 """
 
 import contextlib
@@ -13,6 +12,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from deployment.processes import MARK, end_all, marked, new_mark
+from deployment.trial import open_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 240.0
@@ -32,6 +34,7 @@ class Loopback:
         self.home = folder / "home"
         self.logs.mkdir()
         self.home.mkdir()
+        self._mark = new_mark()
         binaries = Path(sys.executable).parent
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FLWR_")},
@@ -44,9 +47,9 @@ class Loopback:
             "NO_COLOR": "1",
             "COLUMNS": "200",
             **environment,
+            MARK: self._mark,
         }
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._sessions: set[int] = set()
 
     def start(self, name: str, command: str, cwd: Path) -> subprocess.Popen[bytes]:
         """Start a shell command that goes on; its output goes to logs/NAME.log."""
@@ -61,7 +64,6 @@ class Loopback:
                 start_new_session=True,
             )
         self._started[name] = process
-        self._sessions.add(process.pid)
         return process
 
     def run(self, commands: str, cwd: Path, code: int = 0) -> str:
@@ -76,7 +78,6 @@ class Loopback:
             text=True,
             start_new_session=True,
         )
-        self._sessions.add(process.pid)
         output, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == code, f"{commands}\n{output}\n{self.all_logs()}"
         return output
@@ -100,7 +101,6 @@ class Loopback:
             if ended or time.monotonic() > give_up:
                 raise AssertionError(f"{name} never wrote {text!r}\n{self.all_logs()}")
             time.sleep(0.1)
-        self._remember_sessions()
 
     def wait_for_end(self, name: str, seconds: float = PATIENCE_SECONDS) -> int:
         """The exit code of a started process."""
@@ -130,18 +130,16 @@ class Loopback:
 
     def tasks_of(self, name: str, program: str = "flwr-clientapp") -> set[int]:
         """What the SuperExec of a SuperNode or SuperLink started; not what that starts itself."""
-        self._remember_sessions()
-        known = {pid: parent for pid, parent, _, _ in _processes()}
+        parents = _parents()
         return {
             pid
             for pid in self._descendants(self._started[name].pid)
             if program in _command_line(pid)
-            and "flower-superexec" in _command_line(known.get(pid, 0))
+            and "flower-superexec" in _command_line(parents.get(pid, 0))
         }
 
     def kill(self, name: str) -> None:
         """SIGKILL a started process itself; what it started may live on."""
-        self._remember_sessions()
         self._started[name].kill()
         self._started[name].wait()
 
@@ -160,36 +158,17 @@ class Loopback:
 
     def stop(self) -> None:
         """End everything: asked first, then killed, then looked for again."""
-        self._remember_sessions()
-        for process in self._started.values():
-            if process.poll() is None:
-                process.terminate()
-        give_up = time.monotonic() + 2
-        while self.alive() and time.monotonic() < give_up:
-            time.sleep(0.1)
-        while left := self.alive():
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
+        end_all(self._mark, grace=2)
         for process in self._started.values():
             process.wait()
 
     def alive(self) -> list[int]:
-        """Processes of the test that are not gone: those in any of its sessions."""
-        return [
-            pid for pid, _, session, state in _processes() if session in self._sessions and state
-        ]
-
-    def _remember_sessions(self) -> None:
-        known = {pid: session for pid, _, session, _ in _processes()}
-        for process in self._started.values():
-            for pid in self._descendants(process.pid):
-                self._sessions.add(known.get(pid, process.pid))
+        """Processes of the test that are not gone."""
+        return marked(self._mark)
 
     def _descendants(self, root: int) -> list[int]:
         children: dict[int, list[int]] = {}
-        for pid, parent, _, _ in _processes():
+        for pid, parent in _parents().items():
             children.setdefault(parent, []).append(pid)
         found, waiting = [], [root]
         while waiting:
@@ -199,16 +178,13 @@ class Loopback:
         return found
 
 
-def _processes() -> list[tuple[int, int, int, bool]]:
-    """(pid, parent, session, whether it still runs) of every process."""
-    found = []
+def _parents() -> dict[int, int]:
+    """The parent of every process."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with contextlib.suppress(OSError):  # it has ended
             after_name = stat.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        state, parent, _, session = after_name[:4]
-        found.append((int(stat.parent.name), int(parent), int(session), state not in "ZX"))
+            found[int(stat.parent.name)] = int(after_name[1])
     return found
 
 
@@ -232,11 +208,7 @@ def _command_line(pid: int) -> str:
 
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback interface that nobody listens on."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
+    return open_ports([0] * count)
 
 
 def is_free(port: int) -> bool:

@@ -8,12 +8,16 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "deploy.md"
 BLOCK = re.compile(r"^```(\w+)(?: ([^\n]*))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
+ALONE = (("trial",), ("laptop",))
+"""Machines that are no part of the page's federation."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One block of the page."""
 
     machines: tuple[str, ...]
-    """coordinator, a site's name, or laptop; of a toml block, the name of the file."""
+    """coordinator, a site's name, trial or laptop; of a toml block, the name of the file."""
     text: str
     language: str
     keeps_running: bool

@@ -29,11 +29,12 @@ class SmallFederation:
         sites: Mapping[str, Mapping[str, Value]],
         insecure: bool = False,
         prefix: str = "",
+        prefixes: Mapping[str, str] | None = None,
         **environment: str,
     ) -> None:
         """serverapp, clientapp: as module:attribute. sites: name -> what its [node] says more.
 
-        prefix: a command by which every daemon is started.
+        prefix: a command by which every daemon is started; prefixes: another for these sites.
         """
         fleet, control, *ports = free_ports(2 + len(sites))
         self.ports = [fleet, control, *ports]
@@ -53,6 +54,7 @@ class SmallFederation:
         self.sites = list(sites)
         self._insecure = insecure
         self._prefix = prefix
+        self._prefixes = prefixes or {}
         self.loopback.run(
             f"bouquet deploy init {LINK} --address localhost --sites {names} {unsafe}",
             self.project,
@@ -93,7 +95,8 @@ class SmallFederation:
         already = {name: self.count(name, "SuperNode ID") for name in names}
         for name in names:
             script = self.site(name) / "start-supernode.sh"
-            self.loopback.start(name, f"{self._prefix} {script}", self.project)
+            prefix = self._prefixes.get(name, self._prefix)
+            self.loopback.start(name, f"{prefix} {script}", self.project)
         for name in names if wait else ():
             self.loopback.wait_for(name, "SuperNode ID", already[name] + 1)
 

@@ -6,8 +6,10 @@ rounds on a tiny model; in round one a client is killed while it trains.
 
 import json
 import shutil
+import sqlite3
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,25 +26,26 @@ from deployment.connection_checks import check_connection
 from deployment.findings import Verdict
 from deployment.site_file import read_site
 from server.app import app as server_app
+from server.state import load_state
 from settings.keys import Value, flatten, flatten_tables
 from settings.run import run_settings
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 from tests.deployment.federation import RANKS, Federation
 from tests.deployment.loopback import is_free
-from tests.deployment.page import Step, steps
+from tests.deployment.page import ALONE, Step, steps
 
 KILLED = "tromso"
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """After the last step of the page but those of the laptop."""
+    """After the last step of the page but those for one machine alone."""
     federation = Federation(tmp_path_factory.mktemp("federation"))
     try:
         for step in steps():
             if "flwr run" in step.text:
                 play_the_run(federation, step)
-            elif step.machines != ("laptop",):
+            elif step.machines not in ALONE:
                 federation.play(step)
         yield federation
     finally:
@@ -82,7 +85,7 @@ def records(federation: Federation) -> list[dict[str, Any]]:
 
 
 def test_every_block_of_the_page_was_played(federation: Federation) -> None:
-    assert federation.played == [step for step in steps() if step.machines != ("laptop",)]
+    assert federation.played == [step for step in steps() if step.machines not in ALONE]
     assert all(step.machines for step in steps()), "a block of the page names no machine"
     registered = [
         line for line in "".join(federation.outputs).splitlines() if ": registered as" in line
@@ -171,6 +174,18 @@ def test_status_tells_who_failed_and_why(federation: Federation) -> None:
     said = next(output for output in federation.outputs if "2 of 2 rounds" in output)
     assert f"round 1: {KILLED} failed: the client failed" in said
     assert "finished: the adapter is in" in said
+
+
+def test_what_was_backed_up_while_it_ran_can_be_restored(federation: Federation) -> None:
+    restored = federation.project / "restored" / "trial" / "coordinator"
+    told = [output for output in federation.outputs if "2 of 2 rounds" in output]
+    assert any("restored/trial" in output for output in told)
+    assert load_state(restored / "runs" / "trial" / "state").round == 2
+    with closing(sqlite3.connect(restored / "superlink.db")) as database:
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+        tables = database.execute("select count(*) from sqlite_master").fetchone()
+    assert tables > (0,)
+    assert not (restored / "superlink.db-wal").exists()
 
 
 def test_checks_of_the_sites_passed(federation: Federation) -> None:

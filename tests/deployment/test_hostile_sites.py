@@ -1,0 +1,114 @@
+"""Sites whose owners have changed Flower in their own environment, among two honest ones.
+
+Real SuperLink, TLS, keys and SuperNodes. One site cannot be understood when it is asked who it is,
+one sends something else that is wrong in every round's training, one in every evaluation. The run
+ends with the bytes of a run in one process in which these answers failed.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settings.keys import Value
+from tests.deployment.hostile_client import PLANS, SITES, environment
+from tests.deployment.loopback import is_free
+from tests.deployment.small_federation import SmallFederation
+from tools.soak_checks import asked, failed, fingerprint, played, records
+
+RANKS: dict[str, dict[str, Value]] = {
+    "oslo": {"rank": 4},
+    "bergen": {"rank": 2},
+    **{name: {"rank": 3} for name in SITES},
+}
+BROKEN = "cannot be read"
+ROUNDS = len(PLANS["at-train"]["train"])
+CONFIG: dict[str, Any] = {
+    "output": "runs/hostile",
+    "resume": True,
+    "rounds": ROUNDS,
+    "seed": 5,
+    "strategy": {"name": "flora"},
+    "clients": {"min-replies": 2, "timeout-seconds": 60.0},
+    "evaluate": {"server": False, "clients": True},
+}
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallFederation]:
+    """After its run."""
+    federation = SmallFederation(
+        tmp_path_factory.mktemp("hostile"),
+        "server.app:app",
+        "tests.deployment.quick_client:app",
+        RANKS,
+        prefixes={name: environment(name) for name in SITES},
+    )
+    try:
+        federation.start()
+        federation.start_run("run", CONFIG)
+        federation.loopback.wait_for_end("run")
+        yield federation
+    finally:
+        federation.loopback.stop()
+    assert all(is_free(port) for port in federation.ports)
+
+
+def run_folder(federation: SmallFederation) -> Path:
+    return federation.coordinator / "runs" / "hostile"
+
+
+def test_the_sites_were_hostile(federation: SmallFederation) -> None:
+    for name, plan in PLANS.items():
+        for mischief in next(iter(plan.values())):
+            assert f"hostile: {mischief.__name__}" in federation.loopback.log(name)
+
+
+def test_the_run_ends_with_the_honest_sites_bytes(
+    federation: SmallFederation, tmp_path: Path
+) -> None:
+    run = run_folder(federation)
+    assert (run / "adapter" / "adapter_model.safetensors").exists(), federation.loopback.all_logs()
+    lost = [(number, name) for number, name in failed(run) if name != "at-query"]
+    assert lost == [(number, "at-train") for number in range(1, ROUNDS + 1)]
+    there = ["at-evaluate", "at-train", "bergen", "oslo"]
+    assert asked(run) == [there] * ROUNDS
+    told = {
+        "config": CONFIG,
+        "sites": {name: RANKS[name] for name in there},
+        "asked": asked(run),
+        "failed": lost,
+    }
+    reference = played(tmp_path / "replay", told, federation.loopback)
+    assert fingerprint(run) == fingerprint(reference)
+
+
+def test_who_sent_what_is_told_by_name(federation: SmallFederation) -> None:
+    reasons = {
+        record["round"]: failure["reason"]
+        for record in records(run_folder(federation))[1:]
+        for failure in record["failures"]
+        if failure["client"] == "at-train"
+    }
+    assert BROKEN in reasons[1]
+    assert "bytes" in reasons[2]
+    assert "not asked for" in reasons[3]
+    assert "bytes" in reasons[4]
+    assert max(map(len, reasons.values())) < 1000
+    log = federation.loopback.log("run")
+    assert "client=at-evaluate" in log
+    (node,) = re.findall(r"SuperNode ID: (\d+)", federation.loopback.log("at-query"))
+    left_out = [line for line in log.splitlines() if "event=left-out" in line]
+    assert len(left_out) == 1, log
+    assert BROKEN in left_out[0], log
+    assert node in left_out[0] or "at-query" in left_out[0], "by its name, or Flower's number"
+
+
+def test_a_removed_site_does_not_come_back(federation: SmallFederation) -> None:
+    federation.loopback.run(f"{federation.coordinator}/remove-site.sh at-train", federation.project)
+    federation.loopback.kill("at-train")
+    federation.start_sites(["at-train"], wait=False)
+    assert federation.loopback.wait_for_end("at-train") != 0
+    assert federation.count("at-train", "SuperNode ID") == 1
