@@ -7,6 +7,7 @@ from flwr.app import Context
 from adapters.errors import UsageError
 from settings.run import LoraSettings, RunSettings, run_settings
 from settings.site import Site, parse_site
+from settings.units import counted
 from tasks.encoding import Encoded
 from tasks.labels import label_names
 from tasks.partition import Part, federate, own_part
@@ -24,8 +25,19 @@ class Workplace:
     rank: int
 
     def training_examples(self) -> list[Encoded]:
-        """The client's encoded training examples."""
-        return self.tuned.encode(self.part.train, self.settings.data).examples
+        """The client's encoded training examples; UsageError where there are too few to hide in.
+
+        An adapter after one example is that example's record: who reads the one knows the other.
+        """
+        examples = self.tuned.encode(self.part.train, self.settings.data).examples
+        least = max(self.settings.clients.min_examples, self.site.min_examples)
+        if len(examples) < least:
+            raise UsageError(
+                f"{self.site.name} has {counted(len(examples), 'training example')}, and of fewer "
+                f"than {least} an adapter would be a record (clients.min-examples): it does not "
+                "train"
+            )
+        return examples
 
     def held_out_examples(self) -> list[Encoded]:
         """The client's own held-out examples; UsageError where it holds out none."""

@@ -1,30 +1,36 @@
 """The folders of a deployment: the coordinator's, and one for each site to be handed to it.
 
 DIR/deployment.toml            names and ports
-DIR/authority/                 ca.key signs server certificates: keep it off the coordinator
+DIR/authority/                 ca.key signs server certificates: it stays where init ran
 DIR/coordinator/               what the machine with the SuperLink needs
     ca.pem server.pem server.key keys/NAME.pub
-    start-superlink.sh register-sites.sh remove-site.sh environment.sh superlink.service
-        flower/config.toml
+    flwr start-superlink.sh register-sites.sh remove-site.sh environment.sh superlink.service
 DIR/sites/NAME/                what this site needs, and no other
     ca.pem node.key node.key.pub site.toml start-supernode.sh environment.sh supernode.service
+
+No file names the folder that it lies in: each may be carried to where it is needed.
 """
 
-import sys
+import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
-from adapters.errors import UsageError
+from adapters.errors import UsageError, listing
 from deployment.certificates import Certificate, issue_server, make_authority
 from deployment.node_keys import check_public_key, make_node_key
-from deployment.plan import Plan, check_name, write_plan
+from deployment.plan import Plan, check_name, is_address, write_plan
 from deployment.private_files import write_private
-from deployment.templates import write_filled
+from deployment.registration import Keys
+from deployment.templates import fill, write_filled
 
 INSECURE_NOTICE = (
     'echo "INSECURE: no TLS, no keys. Everything goes in the clear and any process on this machine '
     'may join. For trying out on one machine only." >&2\n'
+)
+SITE_KEYS = (
+    'export BOUQUET_SITE_KEYS="$here/keys"  # a site is called what its key is registered for\n'
 )
 GRPC_FIRST = "bouquet deploy needs-grpc\n"
 OWN_KEY_STEP = (
@@ -63,7 +69,7 @@ def create_deployment(
         (folder / "authority" / "ca.pem").write_bytes(authority.certificate)
         (coordinator / "ca.pem").write_bytes(authority.certificate)
         _write_server(folder, plan, authority)
-    _write_coordinator(coordinator.resolve(), plan)
+    _write_coordinator(coordinator, plan)
     for name in sites:
         add_site(folder, plan, name, sites_make_keys)
 
@@ -94,21 +100,22 @@ def add_site(
     name: str,
     makes_own_key: bool = False,
     public_key: Path | None = None,
-) -> Path:
-    """Write a site's folder, and its public key to the coordinator's. Returns the site's folder.
+) -> tuple[Path, bool]:
+    """Write a site's folder, and its public key to the coordinator's.
 
-    public_key: that of a key which the site made itself.
+    public_key: that of a key which the site made itself. Returns the site's folder, and whether
+    another key was in force, which is revoked.
     """
-    site = folder / "sites" / check_name(name)
+    site, keys = folder / "sites" / check_name(name), Keys(folder / "coordinator" / "keys")
     if public_key is not None:
         check_public_key(public_key)
+        keys.refuse_revoked(name, public_key)
     try:
         site.mkdir(parents=True)
     except FileExistsError:
         if public_key is None:
             raise UsageError(f"{site} exists already: choose another name") from None
-        _accept_key(folder, name, public_key)  # of a site whose folder was made before
-        return site
+        return site, keys.accept(name, public_key)  # of a site whose folder was made before
     own_key = makes_own_key or public_key is not None
     values = {
         "NAME": name,
@@ -116,6 +123,7 @@ def add_site(
         "FILES": _listed(plan, own_key),
         "KEY_STEP": _key_step(plan, own_key),
         **_site_security(plan),
+        **_unit(plan, [address for address in plan.addresses if is_address(address)]),
     }
     for file, template in {
         "site.toml": "site.toml",
@@ -126,17 +134,12 @@ def add_site(
     }.items():
         write_filled(site / file, template, values)
     if plan.insecure:
-        return site
+        return site, False
     (site / "ca.pem").write_bytes((folder / "coordinator" / "ca.pem").read_bytes())
-    if public_key is not None:
-        _accept_key(folder, name, public_key)
-    elif not makes_own_key:
-        _accept_key(folder, name, make_node_key(site / "node.key", name))
-    return site
-
-
-def _accept_key(folder: Path, name: str, public_key: Path) -> None:
-    (folder / "coordinator" / "keys" / f"{name}.pub").write_bytes(public_key.read_bytes())
+    if public_key is None and not makes_own_key:
+        public_key = make_node_key(site / "node.key", name)
+    replaced = public_key is not None and keys.accept(name, public_key)
+    return site, replaced
 
 
 def _write_server(folder: Path, plan: Plan, authority: Certificate) -> Path:
@@ -152,24 +155,37 @@ def _write_coordinator(coordinator: Path, plan: Plan) -> None:
     secure += "    --enable-supernode-auth"
     values = {
         "LINK": plan.link,
-        "FOLDER": str(coordinator),
-        "BIN": str(Path(sys.executable).parent),
+        **_unit(plan, plan.allow),
         "FLEET_PORT": str(plan.node_port),
         "CONTROL_PORT": str(plan.control_port),
         "BIND": "127.0.0.1" if plan.insecure else "0.0.0.0",
         "NOTICE": INSECURE_NOTICE if plan.insecure else GRPC_FIRST,
         "SECURITY": "--insecure" if plan.insecure else secure,
-        "TRUST": "insecure = true"
-        if plan.insecure
-        else f"root-certificates = '{coordinator / 'ca.pem'}'",
+        "SITE_KEYS": "" if plan.insecure else SITE_KEYS,
+        "TRUST": "insecure = true" if plan.insecure else 'root-certificates = "$here/ca.pem"',
     }
-    scripts = ["start-superlink.sh", "superlink.service"]
+    scripts = ["start-superlink.sh", "superlink.service", "flwr"]
     if not plan.insecure:
         scripts += ["register-sites.sh", "remove-site.sh"]
     for file in scripts:
         write_filled(coordinator / file, file, values)
     write_filled(coordinator / "environment.sh", "coordinator-environment.sh", values)
-    write_filled(coordinator / "flower" / "config.toml", "flower-config.toml", values)
+
+
+def _unit(plan: Plan, others: Sequence[str]) -> dict[str, str]:
+    """Where systemd finds it, whom it may talk to, and what it may do.
+
+    others: addresses beside this machine's own; none: they are not known, and anybody is let pass.
+    """
+    known = f"IPAddressAllow=localhost {' '.join(others)}\nIPAddressDeny=any\n"
+    unknown = (
+        "IPAddressAllow=localhost\n# Add addresses to the line above, then: IPAddressDeny=any\n"
+    )
+    return {
+        "INSTALL": plan.install,
+        "ADDRESSES": known if others else unknown,
+        "HARDENING": fill("hardening.conf", {}),
+    }
 
 
 def _site_security(plan: Plan) -> dict[str, str]:
@@ -185,6 +201,32 @@ def _key_step(plan: Plan, own_key: bool) -> str:
     if plan.insecure:
         return "This is the insecure form, for one machine: there is no key."
     return OWN_KEY_STEP if own_key else GIVEN_KEY_STEP
+
+
+def pack_site(folder: Path, name: str, run_file: Path | None, into: Path) -> Path:
+    """What a site needs, as one archive that only its owner may read: NAME.tgz in `into`.
+
+    run_file: the run's configuration, which lies beside the site's folder in it.
+    """
+    site = folder / "sites" / check_name(name)
+    if not site.is_dir():
+        here = sorted(path.name for path in (folder / "sites").glob("*"))
+        raise UsageError(f"{folder} has no site {name!r}; it has {listing(here)}")
+    packed = BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        if run_file is not None:
+            archive.add(run_file, run_file.name, filter=_nobodys)
+        archive.add(site, name, filter=_nobodys)
+    path = into / f"{name}.tgz"
+    write_private(path, packed.getvalue())
+    return path
+
+
+def _nobodys(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without the names of users of this machine."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
 
 
 def _listed(plan: Plan, own_key: bool) -> str:

@@ -13,10 +13,10 @@ import tomli_w
 from adapters.errors import UsageError
 from deployment.certificates import general_name
 from deployment.flower_version import speaks_grpc
+from settings.site import NAME
 
 PLAN_FILE = "deployment.toml"
 LOOPBACK = ("localhost", "127.0.0.1")
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Plan:
     """Where SuperNodes connect."""
     control_port: int = 8000
     """Where the operator's `flwr` connects; on the loopback interface only."""
+    allow: tuple[str, ...] = ()
+    """Addresses and networks of sites, for the SuperLink's unit; empty: not known."""
+    install: str = "/opt/bouquet"
+    """Where systemd units expect the folder of a machine, and venv/bin with the commands."""
     insecure: bool = False
     """Without TLS and keys, all on one machine."""
 
@@ -44,6 +48,16 @@ class Plan:
             raise UsageError(
                 f"--insecure sends everything in the clear and lets anyone join: it is for one "
                 f"machine, --address localhost. For {self.address}, leave it out"
+            )
+        for network in self.allow:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise UsageError(f"--allow takes addresses and networks: {error}") from None
+        if not re.fullmatch(r"(/[\w.@-]+)+", self.install):
+            raise UsageError(
+                f"--install {self.install} must be an absolute path without spaces, such as "
+                "/opt/bouquet"
             )
         if self.fleet_port == self.control_port:
             raise UsageError("--fleet-port and --control-port must differ")
@@ -60,9 +74,23 @@ class Plan:
         return self.control_port if self.insecure and not speaks_grpc() else self.fleet_port
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """Under which sites reach the coordinator."""
+        return (self.address, *self.other_addresses)
+
+    @property
     def certified(self) -> tuple[str, ...]:
         """Every name in the server's certificate; the operator's flwr comes over the loopback."""
         return tuple(dict.fromkeys((self.address, *self.other_addresses, *LOOPBACK)))
+
+
+def is_address(text: str) -> bool:
+    """Whether this is an IP address, and no name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(address: str) -> bool:
@@ -75,7 +103,7 @@ def is_loopback(address: str) -> bool:
 
 def check_name(name: str) -> str:
     """UsageError for a name that could not be a folder's or a systemd unit's."""
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(NAME, name):
         raise UsageError(
             f"{name!r} is no name for a site or a deployment: up to 40 lower-case letters, digits "
             "and hyphens, such as oslo or site-2"
@@ -86,7 +114,7 @@ def check_name(name: str) -> str:
 def write_plan(folder: Path, plan: Plan) -> None:
     """Write DIR/deployment.toml."""
     table = {name.replace("_", "-"): value for name, value in asdict(plan).items()}
-    table["other-addresses"] = list(plan.other_addresses)
+    table |= {"other-addresses": list(plan.other_addresses), "allow": list(plan.allow)}
     (folder / PLAN_FILE).write_text(tomli_w.dumps(table))
 
 
@@ -103,7 +131,7 @@ def read_plan(folder: Path) -> Plan:
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     given: dict[str, Any] = {name.replace("-", "_"): value for name, value in table.items()}
-    given["other_addresses"] = tuple(given.get("other_addresses", ()))
+    given |= {name: tuple(given.get(name, ())) for name in ("other_addresses", "allow")}
     known = {field.name for field in fields(Plan)}
     if odd := set(given) - known or {"link", "address"} - set(given):
         raise UsageError(f"{path} has not the keys that init wrote: {', '.join(sorted(odd))}")

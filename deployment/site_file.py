@@ -24,6 +24,8 @@ class SiteFile:
     superlink: str
     port: int
     node: Mapping[str, Value]
+    trusted_entities: str = ""
+    """File for `flower-supernode --trusted-entities`: only apps signed by one of these run here."""
 
     @property
     def site(self) -> Site:
@@ -53,16 +55,20 @@ def read_site(folder: Path) -> SiteFile:
         ) from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    if odd := set(table) - {"superlink", "port", "node"}:
+    if odd := set(table) - {"superlink", "port", "trusted-entities", "node"}:
         raise UsageError(
-            f"{path}: {min(odd)!r} is not known here; expected superlink, port and the table "
-            f"[node] with {', '.join(KNOWN)}"
+            f"{path}: {min(odd)!r} is not known here; expected superlink, port, trusted-entities "
+            f"and the table [node] with {', '.join(KNOWN)}"
         )
     superlink, port, node = (table.get(name) for name in ("superlink", "port", "node"))
     if not isinstance(superlink, str) or not superlink.rpartition(":")[2].isdigit():
         raise UsageError(f'{path}: superlink must be "HOST:PORT"; got {superlink!r}')
     if type(port) is not int or not 0 < port < 65536:
         raise UsageError(f"{path}: port must be a number from 1 to 65535; got {port!r}")
+    trusted = table.get("trusted-entities", "")
+    trusted = absolute_path(trusted, folder.resolve()) if isinstance(trusted, str) else trusted
+    if trusted != "" and not (isinstance(trusted, str) and Path(trusted).is_file()):
+        raise UsageError(f"{path}: trusted-entities must name a file of keys; got {trusted!r}")
     if not isinstance(node, dict):
         raise UsageError(f"{path} needs a table [node] with at least name and data-path")
     here = folder.resolve()
@@ -78,7 +84,7 @@ def read_site(folder: Path) -> SiteFile:
     for name, value in values.items():
         if not isinstance(value, str | int | float):
             raise UsageError(f"{path}, [node]: {name} must be a number or text")
-    return SiteFile(here, superlink, port, values)
+    return SiteFile(here, superlink, port, values, trusted)
 
 
 def _absolute(folder: Path, name: str, value: str) -> str:

@@ -65,8 +65,8 @@ class Trial:
 
     def run(self) -> Iterator[str]:
         """Start the run; the lines of its log, as they come, until it ends."""
-        script = '. "$0/environment.sh"; exec flwr run "$1" "$2" --stream --run-config "$3"'
-        command = ["sh", "-c", script, *map(str, (self.coordinator, self.folder / "app", LINK))]
+        what = ["run", str(self.folder / "app"), LINK, "--stream"]
+        command = [str(self.coordinator / "flwr"), *what, "--run-config"]
         process = self._daemons.start("run", [*command, str(self.folder / "run.toml")], self.folder)
         self._write_pids()
         with (self._daemons.logs / "run.log").open(errors="replace") as log:

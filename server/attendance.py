@@ -14,6 +14,7 @@ from adapters.records import from_record
 from server.answer import PRINCIPAL_RECORDS, records_of
 from server.exchange import check_size
 from server.mailbox import Mailbox
+from server.names import name_of_node, registered_names
 from server.roster import Member, Roster, roster_from_answers
 from server.waiting import Waiting
 
@@ -31,6 +32,7 @@ def call_roster(
     base: str | None = None,
     data: Mapping[str, str] | None = None,
     tell: Callable[[Waiting], None] = lambda waiting: None,
+    min_examples: int = 1,
 ) -> Roster:
     """Ask every connected node; wait until `at_least` of them can take part.
 
@@ -65,23 +67,25 @@ def call_roster(
         tell(
             Waiting(
                 "answers of sites",
-                tuple(sorted(_claimed_name(answer) for answer in answers.values())),
-                tuple(f"node {node}" for node in sorted(silent)),
+                tuple(sorted(_name_of(answer) for answer in answers.values())),
+                tuple(name_of_node(node) for node in sorted(silent)),
                 max(0, at_least - len(nodes)),
                 now - began,
                 left,
-                tuple(f"node {node}" for node in sorted(silent & asked.again)),
+                tuple(name_of_node(node) for node in sorted(silent & asked.again)),
             )
         )
         time.sleep(POLL_SECONDS)
-    return roster_from_answers(answers.values(), base=base, data=data)
+    return roster_from_answers(answers.values(), base=base, data=data, min_examples=min_examples)
 
 
-def _claimed_name(answer: Message) -> str:
-    """What a site calls itself, or its node."""
+def _name_of(answer: Message) -> str:
+    """What a site is registered as, or else calls itself."""
+    registered = name_of_node(answer.metadata.src_node_id)
     site = answer.content.get("site") if answer.has_content() else None
-    named = site.get("client") if isinstance(site, ConfigRecord) else None
-    return quoted(named, 80) if isinstance(named, str) else f"node {answer.metadata.src_node_id}"
+    claimed = site.get("client") if isinstance(site, ConfigRecord) else None
+    is_registered = registered_names() is not None
+    return quoted(claimed, 80) if isinstance(claimed, str) and not is_registered else registered
 
 
 class Asking:
@@ -122,11 +126,16 @@ class Attendance:
     """The roster of a run, kept up to date without ever waiting for a site that is silent."""
 
     def __init__(
-        self, mailbox: Mailbox, roster: Roster, refuse: Callable[[Mapping[str, int]], None]
+        self,
+        mailbox: Mailbox,
+        roster: Roster,
+        refuse: Callable[[Mapping[str, int]], None],
+        min_examples: int = 1,
     ) -> None:
         """refuse: raises UsageError where the run's method cannot take these ranks together."""
         self._mailbox = mailbox
         self._refuse = refuse
+        self._min_examples = min_examples
         self._known = {member.node_id for member in roster.members}
         self._asking = Asking(mailbox)
         self.roster = roster
@@ -136,7 +145,8 @@ class Attendance:
         answers = self._mailbox.answers()
         self._known |= {answer.metadata.src_node_id for answer in answers}
         if answers:
-            self.roster = self._admit(roster_from_answers(answers, self.roster))
+            after = roster_from_answers(answers, self.roster, min_examples=self._min_examples)
+            self.roster = self._admit(after)
         nodes = set(self._mailbox.node_ids())
         self._known &= nodes  # who goes and comes back is asked again
         self._asking.ask(nodes - self._known)

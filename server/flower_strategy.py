@@ -166,7 +166,12 @@ class FlowerStrategy(FlowerBase):
     def _call(self, grid: Grid) -> Roster:
         if self._roster is None:
             clients = self.settings.clients
-            self._roster = call_roster(Mailbox(grid), clients.min_replies, clients.timeout_seconds)
+            self._roster = call_roster(
+                Mailbox(grid),
+                clients.min_replies,
+                clients.timeout_seconds,
+                min_examples=clients.min_examples,
+            )
             refuse_ranks(self.settings.strategy.name, self._strategy, self._roster.ranks)
         return self._roster
 

@@ -21,8 +21,11 @@ from server.answer import (
     whole,
     wholes,
 )
+from server.names import registered_names, true_name
 from settings.keys import as_list, listed
 from settings.labels import canonical_label
+from settings.site import NAME
+from settings.units import counted
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,7 @@ class Member:
 
 
 LONGEST_LABEL = 1000
-NAME = r"\w[\w .+-]*"
-"""No separator of paths, and no @, behind which stands the node where two have one name."""
-LONGEST_NAME = 80
+LONGEST_NAME = 40
 LONGEST_BASE = 80
 HASH = r"[0-9a-f]{0,64}"
 MAX_EXAMPLES = 10**9
@@ -109,6 +110,7 @@ def roster_from_answers(
     known: Roster | None = None,
     base: str | None = None,
     data: Mapping[str, str] | None = None,
+    min_examples: int = 1,
 ) -> Roster:
     """The roster that these answers to `query` make, sorted by number and name.
 
@@ -117,9 +119,16 @@ def roster_from_answers(
     run's base stays what it was.
     data: client -> hash of the data that it began the run with; one whose data have changed since
     is left out.
+    min_examples: who has fewer does not take part.
     Raises UsageError when nobody can take part, with their reasons.
     """
     found, left_out = _read(answers, known)
+    for member in [member for member in found if member.num_examples < min_examples]:
+        found.remove(member)
+        left_out[member.name] = (
+            f"has {counted(member.num_examples, 'training example')}; clients.min-examples is "
+            f"{min_examples}"
+        )
     if known is None:
         agreed = _most_common([member for member in found if base in (None, member.base)])
         found = _distinct_names(found)
@@ -187,6 +196,8 @@ def _read(answers: Iterable[Message], known: Roster | None) -> tuple[list[Member
 def _claimed_name(answer: Message) -> str:
     """What to call a node that does not take part; the name beside a failure is its word alone."""
     node = answer.metadata.src_node_id
+    if registered := (registered_names() or {}).get(node):
+        return registered
     content = answer.content if answer.has_content() else RecordDict()
     claimed = failure_of(content).get("client", "") if "failure" in content else ""
     is_name = re.fullmatch(NAME, claimed) and len(claimed) <= LONGEST_NAME
@@ -230,6 +241,7 @@ def _order(member: Member) -> tuple[int, str, int]:
 
 
 def _member(answer: Message) -> Member:
+    node = answer.metadata.src_node_id
     site = config(records_of(answer, QUERY_RECORDS), "site")
     shapes = _shapes(site)
     head_shapes = _head_shapes(site)
@@ -240,9 +252,9 @@ def _member(answer: Message) -> Member:
     if rank > smallest:
         raise ReplyError(f"rank {rank} does not fit modules of smallest side {smallest}")
     return Member(
-        name=text(site, "client", LONGEST_NAME, NAME),
+        name=true_name(node, text(site, "client", LONGEST_NAME, NAME)),
         number=whole(site, "number", 0, MAX_NUMBER),
-        node_id=answer.metadata.src_node_id,
+        node_id=node,
         rank=rank,
         num_examples=whole(site, "num-examples", 0, MAX_EXAMPLES),
         base=text(site, "base", LONGEST_BASE),

@@ -101,13 +101,17 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
                 state.base if state else None,
                 state.data if state else None,
                 observer.waiting,
+                settings.clients.min_examples,
             )
             refuse_ranks(settings.strategy.name, strategy, roster.ranks)
             settings = with_labels(asked_for, roster.labels)
             folder.check_same(settings)
             folder.keep_config(settings)
             attendance = Attendance(
-                mailbox, roster, lambda ranks: refuse_ranks(settings.strategy.name, strategy, ranks)
+                mailbox,
+                roster,
+                lambda ranks: refuse_ranks(settings.strategy.name, strategy, ranks),
+                settings.clients.min_examples,
             )
             run = Run(settings, strategy, mailbox, attendance, folder, observer)
             if state is not None:

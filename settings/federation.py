@@ -78,6 +78,11 @@ class ClientsSettings:
         one_of=("auto", "shared", "own"),
     )
     min_replies: int = key("A round with fewer usable replies stops the run.", at_least=1)
+    min_examples: int = key(
+        "A site with fewer training examples does not train: its adapter would be their record. A "
+        "site may ask for more with min-examples of its own.",
+        at_least=1,
+    )
     timeout_seconds: float = key(
         "Deadline of a round: who has not answered by then is left out of it.", above=0
     )

@@ -1,13 +1,24 @@
 """What a site owns and decides for itself: its node config wins over the run's configuration."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.errors import UsageError
+from adapters.errors import UsageError, quoted
 from settings.keys import Value, unknown_key
 
 TEXTS = ("data-path", "evaluation-path", "model-path", "device", "cache-path")
-KNOWN = ("partition-id", "num-partitions", "name", "rank", "trust-remote-code", *TEXTS)
+KNOWN = (
+    "partition-id",
+    "num-partitions",
+    "name",
+    "rank",
+    "min-examples",
+    "trust-remote-code",
+    *TEXTS,
+)
+NAME = r"[a-z0-9][a-z0-9-]{0,39}"
+"""A site's name, wherever one stands: it may become a folder's or a systemd unit's."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,8 @@ class Site:
     device: str | None = None
     cache_path: str | None = None
     """Folder in which the site keeps what it need not be sent twice; None: it keeps nothing."""
+    min_examples: int = 1
+    """With fewer training examples the site does not train, whatever the run asks for."""
     trust_remote_code: bool = False
     """The site's own consent to run the Python code that a model brings along."""
 
@@ -50,13 +63,20 @@ def parse_site(node_config: Mapping[str, Value]) -> Site:
             raise UsageError(unknown_key(name, list(KNOWN)))
     number = _whole_number(node_config, "partition-id", "partition-id", at_least=0) or 0
     rank = _whole_number(node_config, "rank", "the site's rank", at_least=1)
+    least = _whole_number(node_config, "min-examples", "the site's min-examples", at_least=1)
     _whole_number(node_config, "num-partitions", "num-partitions", at_least=1)
     trusts = node_config.get("trust-remote-code", False)
     if not isinstance(trusts, bool):
         raise UsageError(f"trust-remote-code must be true or false; got {trusts!r}")
-    text = {name: str(node_config[name]) for name in TEXTS if name in node_config}
+    name = str(node_config.get("name", client_name(number)))
+    if not re.fullmatch(NAME, name):
+        raise UsageError(
+            f"{quoted(name, 80)!r} is no name for a site: up to 40 lower-case letters, digits and "
+            "hyphens, such as oslo or site-2"
+        )
+    text = {key: str(node_config[key]) for key in TEXTS if key in node_config}
     return Site(
-        name=str(node_config.get("name", client_name(number))),
+        name=name,
         number=number,
         rank=rank,
         data_path=text.get("data-path"),
@@ -64,6 +84,7 @@ def parse_site(node_config: Mapping[str, Value]) -> Site:
         model_path=text.get("model-path"),
         device=text.get("device"),
         cache_path=text.get("cache-path"),
+        min_examples=least or 1,
         trust_remote_code=trusts,
     )
 

@@ -20,6 +20,7 @@ from simulations.report_command import report
 from simulations.simulate_command import simulate
 from simulations.status_command import status
 from simulations.terminal import console
+from simulations.watch_command import watch
 
 cli = typer.Typer(
     name="bouquet",
@@ -38,6 +39,7 @@ cli.command()(report)
 cli.add_typer(deploy)
 cli.command()(check)
 cli.command()(status)
+cli.command()(watch)
 cli.command()(options)
 
 

@@ -59,6 +59,13 @@ def init(
             help="Make no keys for the sites: each makes its own and sends you the public half.",
         ),
     ] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="Address or network of sites, for the SuperLink's unit; repeatable."),
+    ] = None,
+    install: Annotated[
+        str, typer.Option(help="Folder of coordinator or site, and of venv/bin, in systemd units.")
+    ] = "/opt/bouquet",
     insecure: Annotated[
         bool,
         typer.Option("--insecure", help="No TLS and no keys: only for trying out on one machine."),
@@ -84,6 +91,8 @@ def init(
         other_addresses=tuple(address[1:]),
         fleet_port=fleet_port,
         control_port=control_port,
+        allow=tuple(allow or ()),
+        install=install,
         insecure=insecure,
     )
     names = site_names(sites)
@@ -118,10 +127,39 @@ def add_site(
     from deployment.plan import read_plan
 
     plan = read_plan(folder)
-    site = add(folder, plan, name, makes_own_key, public_key)
+    site, replaced = add(folder, plan, name, makes_own_key, public_key)
     _say(f"{site}: hand it to {name}, by a way you trust, and to nobody else")
+    if replaced:
+        _say(f"{name} had another key: it joins with that one until register-sites.sh revokes it")
     if not plan.insecure and not makes_own_key:
         _say(f"{folder}/coordinator/register-sites.sh registers its key")
+
+
+@deploy.command()
+def pack(
+    folder: FolderArgument,
+    name: Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")],
+    run_file: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The run's configuration, to go with it."),
+    ] = None,
+    into: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Folder for the archive.")
+    ] = Path(),
+    debug: job.DebugOption = False,
+) -> None:
+    """Pack what one site needs into SITE.tgz, which only you may read.
+
+    Example:
+      bouquet deploy pack trial oslo --run-file run.toml
+    """
+    from deployment.folder import pack_site
+
+    path = pack_site(folder, name, run_file, into)
+    _say(f"{path}: hand it to {name} by a way you trust, which unpacks it with tar -xzf; then")
+    secret = folder / "sites" / name / "node.key"
+    also = f" and {secret}" if secret.exists() else ""
+    _say(f"delete {path}{also} here, and {name} deletes the archive: who has the key is {name}")
 
 
 @deploy.command()
@@ -163,6 +201,34 @@ def renew(
 
 
 @deploy.command(hidden=True)
+def register_sites(
+    coordinator: Annotated[Path, typer.Argument(metavar="COORDINATOR")],
+    link: Annotated[str, typer.Argument(metavar="LINK")],
+    debug: job.DebugOption = False,
+) -> None:
+    """What register-sites.sh does: revoke what counts no longer, then register what is new."""
+    from deployment.registration import Flower, Keys
+    from deployment.registration import register_sites as register
+
+    if not register(Keys(coordinator / "keys"), Flower(link), _say):
+        raise typer.Exit(1)
+
+
+@deploy.command(hidden=True)
+def remove_site(
+    coordinator: Annotated[Path, typer.Argument(metavar="COORDINATOR")],
+    link: Annotated[str, typer.Argument(metavar="LINK")],
+    name: Annotated[str, typer.Argument(metavar="SITE")],
+    debug: job.DebugOption = False,
+) -> None:
+    """What remove-site.sh does: revoke every key that the site ever had."""
+    from deployment.registration import Flower, Keys
+    from deployment.registration import remove_site as remove
+
+    remove(Keys(coordinator / "keys"), Flower(link), name, _say)
+
+
+@deploy.command(hidden=True)
 def needs_grpc(debug: job.DebugOption = False) -> None:
     """Fail where the installed Flower has no gRPC; start-superlink.sh asks before it starts."""
     from deployment.flower_version import refuse_http
@@ -172,14 +238,14 @@ def needs_grpc(debug: job.DebugOption = False) -> None:
 
 @deploy.command()
 def site_settings(site: SiteArgument, debug: job.DebugOption = False) -> None:
-    """Print what start-supernode.sh takes from site.toml: SuperLink, port and node config."""
+    """Print what start-supernode.sh takes from site.toml, a line each."""
     from deployment.flower_version import refuse_http
     from deployment.site_file import read_site
 
     found = read_site(site)
     if not found.insecure:
         refuse_http()
-    for line in (found.superlink, found.port, found.node_config):
+    for line in (found.superlink, found.port, found.node_config, found.trusted_entities):
         typer.echo(line)
 
 

@@ -148,7 +148,7 @@ def _render(
         ended=ended(runs),
         seeds=sorted({run.seed for run in runs}),
         colours=_colours(),
-        style=Markup((HERE / "report.css").read_text()),
+        style=Markup("".join((HERE / f"{name}.css").read_text() for name in ("palette", "report"))),
         script=Markup((HERE / "report.js").read_text()),
         most_rows=MOST_ROWS,
     )

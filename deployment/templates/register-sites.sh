@@ -1,20 +1,7 @@
 #!/bin/sh
-# Tells the running SuperLink which public keys may join: every keys/NAME.pub that it has not yet.
-# The number by which the SuperLink calls a site is kept in keys/NAME.node.
+# Tells the running SuperLink which keys may join: first it revokes those that count no longer, then
+# it registers each keys/NAME.pub that is new. keys/NAME.node keeps the number that Flower gives it.
 set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/environment.sh"
-for key in "$here"/keys/*.pub; do
-    [ -e "$key" ] || { echo "there is no public key in $here/keys" >&2; exit 1; }
-    name=$(basename -- "$key" .pub)
-    if answer=$(flwr supernode register "$key" @LINK@ --name "$name" 2>&1); then
-        node=$(printf '%s' "$answer" | sed -n 's/.*SuperNode \([0-9]*\) registered.*/\1/p')
-        echo "$node" > "$here/keys/$name.node"
-        echo "$name: registered as node $node"
-    elif printf '%s' "$answer" | grep -q "already in use"; then
-        echo "$name: registered before"
-    else
-        printf '%s\n' "$answer" >&2
-        exit 1
-    fi
-done
+exec bouquet deploy register-sites "$here" @LINK@

@@ -7,9 +7,9 @@ here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/environment.sh"
 cd -- "$here"
 umask 077
-@NOTICE@exec flower-superlink \
+@SITE_KEYS@@NOTICE@exec flower-superlink \
     @SECURITY@ \
     --fleet-api-address @BIND@:@FLEET_PORT@ \
     --host 127.0.0.1 --port @CONTROL_PORT@ \
     --database 'sqlite:///superlink.db?plugin=bouquet' \
-    --disable-runtime-dependency-installation
+    --disable-runtime-dependency-installation "$@"

@@ -5,7 +5,7 @@ set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/environment.sh"
 settings=$(bouquet deploy site-settings "$here")
-{ read -r superlink; read -r port; read -r node_config; } <<END
+{ read -r superlink; read -r port; read -r node_config; read -r trusted || :; } <<END
 $settings
 END
 cd -- "$here"
@@ -14,4 +14,5 @@ umask 077
     --superlink "$superlink" \
     @SECURITY@ \
     --host 127.0.0.1 --port "$port" \
-    --node-config "$node_config"
+    --node-config "$node_config" \
+    ${trusted:+--trusted-entities "$trusted"} "$@"

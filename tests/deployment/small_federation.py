@@ -104,15 +104,12 @@ class SmallFederation:
         """`flwr run` in the background; its output goes to the log of this name."""
         path = self.project / "run.toml"
         path.write_text(tomli_w.dumps(config))
-        command = f"flwr run . {LINK} --stream --run-config {path}"
-        environment = self.coordinator / "environment.sh"
-        shell = f"sh -c '. {environment}; exec {command}'"
-        self.loopback.start(name, f"{self._prefix} {shell}", self.project)
+        command = f"{self.coordinator}/flwr run . {LINK} --stream --run-config {path}"
+        self.loopback.start(name, f"{self._prefix} {command}", self.project)
 
     def flwr(self, arguments: str) -> str:
         """What a `flwr` command of the operator says."""
-        environment = self.coordinator / "environment.sh"
-        return self.loopback.run(f". {environment}; flwr {arguments}", self.project)
+        return self.loopback.run(f"{self.coordinator}/flwr {arguments}", self.project)
 
     def count(self, name: str, text: str) -> int:
         """How often a started process has written this text."""

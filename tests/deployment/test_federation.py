@@ -58,8 +58,7 @@ def play_the_run(federation: Federation, step: Step) -> None:
     loopback, folder = federation.loopback, federation.machines["coordinator"]
     before, command = step.text.strip().rsplit("\n", 1)
     federation.outputs.append(loopback.run(before, folder))
-    environment = folder / "trial" / "coordinator" / "environment.sh"
-    loopback.start("run", f"sh -c '. {environment}; {command}'", folder)
+    loopback.start("run", command, folder)
     loopback.kill_task_of(KILLED, "Receiving: train message")
     knock(federation)
     assert loopback.wait_for_end("run") == 0, loopback.all_logs()

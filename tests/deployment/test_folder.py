@@ -2,17 +2,22 @@
 
 import os
 import re
+import shutil
 import stat
 import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from typer.testing import CliRunner
 
 from adapters.errors import UsageError
-from deployment.folder import add_site, create_deployment, renew_server
+from deployment.folder import add_site, create_deployment, pack_site, renew_server
 from deployment.node_keys import check_public_key, make_node_key, read_node_key
 from deployment.plan import Plan, read_plan, site_names
+from simulations.cli import cli
 
 SITES = ["oslo", "bergen"]
 
@@ -97,7 +102,7 @@ def test_nothing_is_overwritten(trial: Path) -> None:
 
 def test_a_site_may_make_its_own_key(trial: Path, tmp_path: Path) -> None:
     plan = read_plan(trial)
-    site = add_site(trial, plan, "tromso", makes_own_key=True)
+    site, _ = add_site(trial, plan, "tromso", makes_own_key=True)
     assert secrets(site) == set()
     assert not (trial / "coordinator" / "keys" / "tromso.pub").exists()
     public = make_node_key(tmp_path / "node.key", "tromso")
@@ -148,3 +153,45 @@ def test_each_site_once() -> None:
 def test_a_folder_without_a_plan_is_no_deployment(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no deployment: it has no deployment"):
         read_plan(tmp_path)
+
+
+def test_no_file_names_the_folder_that_it_was_made_in(trial: Path) -> None:
+    for path in trial.rglob("*"):
+        if path.is_file():
+            assert str(trial) not in path.read_text(), path
+            assert sys.prefix not in path.read_text(), path
+
+
+def test_a_site_is_packed_for_its_owner_only(trial: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("rounds = 2\n")
+    path = pack_site(trial, "oslo", tmp_path / "run.toml", tmp_path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with tarfile.open(path) as archive:
+        names = archive.getnames()
+        assert {entry.uname for entry in archive.getmembers()} == {""}
+    assert {"run.toml", "oslo", "oslo/node.key", "oslo/ca.pem", "oslo/site.toml"} <= set(names)
+    assert all(name == "run.toml" or name.startswith("oslo") for name in names)
+    with pytest.raises(UsageError, match=r"has no site 'narvik'; it has bergen, oslo"):
+        pack_site(trial, "narvik", None, tmp_path)
+    said = CliRunner().invoke(
+        cli, ["deploy", "pack", str(trial), "bergen", "--into", str(tmp_path)]
+    )
+    assert said.exit_code == 0
+    assert "sites/bergen/node.key here" in said.output.replace("\n", "")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+@pytest.mark.parametrize("unit", ["coordinator/superlink.service", "sites/oslo/supernode.service"])
+def test_units_are_hardened(tmp_path: Path, unit: str) -> None:
+    folder = tmp_path / "trial"
+    plan = Plan("trial", "192.0.2.7", allow=("198.51.100.0/24",), install="/opt/fed")
+    create_deployment(folder, plan, SITES, sites_make_keys=False)
+    text = (folder / unit).read_text()
+    assert "MemoryMax=" in text
+    assert "\nIPAddressDeny=any\n" in text
+    assert "/opt/fed/" in text
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(folder / unit)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"Overall exposure level for .*: ([0-9.]+)", said.stdout)
+    assert found, said.stderr
+    assert float(found[1]) < 4.0

@@ -71,10 +71,10 @@ def test_data_paths_may_hold_commas_and_lie_in_a_list(tmp_path: Path) -> None:
     [
         ("rnk = 8", {}, "the nearest known key is rank"),
         ("rank = 0", {}, "rank must be a whole number of at least 1"),
-        ("name = ['a']", {}, "name must be a number or text"),
+        ("device = ['a']", {}, "device must be a number or text"),
         ("", {"port": "'9094'"}, "port must be a number from 1 to 65535; got '9094'"),
         ("", {"superlink": "'localhost'"}, 'superlink must be "HOST:PORT"'),
-        ("", {"rank": "8"}, "'rank' is not known here; expected superlink, port and the table"),
+        ("", {"rank": "8"}, "'rank' is not known here; expected superlink, port, trusted-entities"),
         ("", {"port": "9094 9095"}, "cannot be read"),
     ],
 )
@@ -86,9 +86,20 @@ def test_a_mistake_is_named(tmp_path: Path, node: str, lines: dict[str, str], wo
 
 def test_a_quote_cannot_be_passed_to_flower(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Flower takes no '"):
-        _ = read_site(written(tmp_path, 'name = "o\'slo"')).node_config
+        _ = read_site(written(tmp_path, 'device = "o\'slo"')).node_config
 
 
 def test_a_folder_without_site_toml(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no site's folder"):
         read_site(tmp_path)
+
+
+def test_trusted_entities_are_a_file_of_the_site(tmp_path: Path) -> None:
+    text = (
+        'superlink = "a:1"\nport = 9094\ntrusted-entities = "trusted.yaml"\n[node]\nname = "oslo"\n'
+    )
+    (tmp_path / "site.toml").write_text(text)
+    with pytest.raises(UsageError, match="trusted-entities must name a file of keys"):
+        read_site(tmp_path)
+    (tmp_path / "trusted.yaml").write_text("{}")
+    assert read_site(tmp_path).trusted_entities == str(tmp_path / "trusted.yaml")

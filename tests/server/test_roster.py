@@ -1,5 +1,6 @@
 """Who takes part: agreement on the base, order, names, and everybody left out by name."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from adapters.errors import UsageError
 from server.attendance import call_roster
 from server.mailbox import Mailbox
+from server.names import REGISTRY
 from server.roster import Roster
 from server.sampling import sample_cohort
 from tests.fake_clients import BASE, SHAPES, fake_app, fake_grid, settings_of
@@ -147,7 +149,8 @@ def test_no_word_of_a_client_is_obeyed_by_a_terminal() -> None:
 def test_who_fails_under_the_name_of_another_is_not_taken_for_it() -> None:
     def pretend(client: int, message: Message, reply: Message) -> Message:
         words = {"client": "client-01", "reason": "gone"}
-        failure = RecordDict({"failure": ConfigRecord(words)})
+        told: Any = ConfigRecord(words)
+        failure = RecordDict({"failure": told})
         return Message(failure, reply_to=message) if client == 2 else reply
 
     roster = call(pretend)
@@ -168,7 +171,9 @@ def test_who_fails_under_the_name_of_another_is_not_taken_for_it() -> None:
         "a\u202eb",
         "oslo@3",
         " a",
-        "a" * 81,
+        "a" * 41,
+        "Oslo",
+        "oslo bergen",
         7,
     ],
 )
@@ -180,7 +185,7 @@ def test_a_name_that_is_none_leaves_its_client_out(name: Any) -> None:
 
     roster = call(called)
     assert list(roster.ranks) == ["client-01", "client-02"]
-    assert "client must be a printable text of at most 80 characters" in roster.left_out["node 2"]
+    assert "client must be a printable text of at most 40 characters" in roster.left_out["node 2"]
 
 
 def test_nobody_is_an_error_with_the_reasons() -> None:
@@ -286,3 +291,30 @@ def test_labels_that_are_none_leave_their_client_out(labels: Any, reason: str) -
     assert list(roster.ranks) == ["client-01", "client-02"]
     assert roster.labels == tuple(honest)
     assert reason in roster.left_out["node 2"]
+
+
+def test_a_site_is_called_what_its_key_is_registered_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "oslo.node").write_text("2\n")
+    (tmp_path / "bergen.node").write_text("3\n")
+    (tmp_path / "damaged.node").write_text("x\n")
+    monkeypatch.setenv(REGISTRY, str(tmp_path))
+
+    def claim(client: int, message: Message, reply: Message) -> Message:
+        site_of(reply)["client"] = ["oslo", "oslo", "tromso"][client]  # bergen calls itself oslo
+        return reply
+
+    roster = call(claim)
+    assert sorted(roster.ranks) == ["bergen", "oslo"]
+    (reason,) = roster.left_out.values()
+    assert "node 4, which calls itself tromso, is not registered" in reason
+    assert "event=another-name node=3 registered=bergen claims=oslo" in caplog.text
+    assert "event=registry-damaged" in caplog.text
+
+
+def test_who_has_too_few_examples_is_left_out() -> None:
+    settings = settings_of("unused")
+    roster = call_roster(Mailbox(fake_grid(settings)), 1, 5.0, min_examples=11)
+    assert list(roster.ranks) == ["client-01", "client-02"]
+    assert roster.left_out == {"client-00": "has 10 training examples; clients.min-examples is 11"}

@@ -1,0 +1,54 @@
+"""What the coordinator calls a site: by the key with which it connected, not by what it says.
+
+Where a deployment has keys, its start script names the folder of registered ones in
+BOUQUET_SITE_KEYS: NAME.node holds the number by which Flower knows the SuperNode whose key was
+registered for the site NAME. Flower lets no other key use that number.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapters.errors import ReplyError, quoted
+from settings.events import log, logfmt
+
+REGISTRY = "BOUQUET_SITE_KEYS"
+
+
+def registered_names() -> Mapping[int, str] | None:
+    """Node -> name of the site, as registered now; None where nobody registers sites."""
+    folder = os.environ.get(REGISTRY)
+    if not folder:
+        return None
+    names = {}
+    for path in sorted(Path(folder).glob("*.node")):
+        number = path.read_text().strip()
+        if number.isdecimal():
+            names[int(number)] = path.stem
+        else:
+            log.error(logfmt("registry-damaged", path=path, holds=quoted(number, 40)))
+    return names
+
+
+def true_name(node: int, claimed: str) -> str:
+    """The name under which a node takes part: the registered one, whatever it calls itself.
+
+    Raises ReplyError for a node that is not registered where others are.
+    """
+    names = registered_names()
+    if names is None:
+        return claimed
+    if node not in names:
+        raise ReplyError(
+            f"node {node}, which calls itself {quoted(claimed, 80)}, is not registered for any "
+            "site: coordinator/register-sites.sh registers it"
+        )
+    if names[node] != claimed:
+        called = {"node": node, "registered": names[node], "claims": quoted(claimed, 80)}
+        log.warning(logfmt("another-name", **called))
+    return names[node]
+
+
+def name_of_node(node: int) -> str:
+    """What to call a node that has not answered."""
+    return (registered_names() or {}).get(node, f"node {node}")

@@ -1,0 +1,60 @@
+"""`bouquet watch`: a run as a page that is always up to date, on this machine only."""
+
+import secrets
+import socket
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adapters.errors import UsageError
+from deployment.status import read_status
+from simulations import job_options as job
+from simulations.terminal import console
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="On the loopback interface; 0: one that is free.")
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the page in a browser.")
+    ] = True,
+    debug: job.DebugOption = False,
+) -> None:
+    """Show a run as a live page: is it alive, whom does it wait for, what failed.
+
+    Of a simulation or a deployment. The page is served to this machine alone, to whoever has the
+    address with its token; from elsewhere: ssh -L 8800:127.0.0.1:8800 HOST, with --port 8800.
+
+    Example:
+      bouquet watch coordinator/runs/trial
+    """
+    import uvicorn
+
+    from simulations.watch_app import watch_app
+
+    read_status(run)
+    token = secrets.token_urlsafe(24)
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UsageError(
+                f"port {port} cannot be used: {error.strerror}. Leave --port out for a free one"
+            ) from error
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/?token={token}"
+        console.print(f"{run} is at {address}", soft_wrap=True, markup=False)
+        console.print("Ctrl-C ends the page; the run goes on.", style="dim")
+        if browser:
+            webbrowser.open(address)
+        config = uvicorn.Config(
+            watch_app(run.resolve(), token),
+            log_level="error",
+            timeout_graceful_shutdown=1,
+            lifespan="off",
+        )
+        uvicorn.Server(config).run(sockets=[listening])

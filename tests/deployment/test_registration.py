@@ -1,0 +1,142 @@
+"""Whose key counts: the one in force, and never again one that was revoked.
+
+Here Flower's command is played by one that keeps what a SuperLink keeps; test_removed_keys.py asks
+a real one.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from adapters.errors import BouquetError, UsageError
+from deployment.folder import add_site, create_deployment
+from deployment.node_keys import make_node_key
+from deployment.plan import Plan, read_plan
+from deployment.registration import GONE, Flower, Keys, register_sites, remove_site
+
+
+class Link(Flower):
+    """Keys that were ever registered, as a SuperLink remembers them."""
+
+    def __init__(self) -> None:
+        super().__init__("trial")
+        self.ever: dict[bytes, int] = {}
+        self.status: dict[int, str] = {}
+        self.asked: list[str] = []
+
+    def nodes(self) -> dict[int, str]:
+        return dict(self.status)
+
+    def register(self, key: Path, name: str) -> int:
+        self.asked.append(f"register {name}")
+        if key.read_bytes() in self.ever:
+            raise BouquetError("Public key already in use")
+        node = self.ever[key.read_bytes()] = 100 + len(self.ever)
+        self.status[node] = "registered"
+        return node
+
+    def unregister(self, node: int) -> None:
+        self.asked.append(f"unregister {node}")
+        self.status[node] = GONE
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Path:
+    folder = tmp_path / "trial"
+    create_deployment(folder, Plan("trial", "fed.example.org"), ["bergen", "oslo"], False)
+    return folder
+
+
+@pytest.fixture
+def keys(trial: Path) -> Keys:
+    return Keys(trial / "coordinator" / "keys")
+
+
+def registered(keys: Keys, link: Link) -> tuple[bool, list[str]]:
+    said: list[str] = []
+    return register_sites(keys, link, said.append), said
+
+
+def test_each_key_is_registered_once(keys: Keys) -> None:
+    link = Link()
+    assert registered(keys, link) == (
+        True,
+        ["bergen: registered as node 100", "oslo: registered as node 101"],
+    )
+    assert registered(keys, link)[1] == [
+        "bergen: registered before, as node 100",
+        "oslo: registered before, as node 101",
+    ]
+    assert (keys.folder / "oslo.node").read_text() == "101\n"
+
+
+def test_a_new_key_revokes_the_old_one_first(trial: Path, keys: Keys, tmp_path: Path) -> None:
+    link = Link()
+    registered(keys, link)
+    new = make_node_key(tmp_path / "node.key", "oslo")
+    _, replaced = add_site(trial, read_plan(trial), "oslo", public_key=new)
+    assert replaced
+    link.asked.clear()
+    assert registered(keys, link)[0]
+    assert link.asked == ["unregister 101", "register oslo"]
+    assert (keys.node("oslo"), link.status[101]) == (102, GONE)
+    assert list(keys.revoked_nodes("oslo")) == [("oslo", 101)]
+
+
+def test_removal_takes_every_key_a_site_ever_had(trial: Path, keys: Keys, tmp_path: Path) -> None:
+    link, said = Link(), list[str]()
+    registered(keys, link)
+    add_site(trial, read_plan(trial), "oslo", public_key=make_node_key(tmp_path / "k", "oslo"))
+    # It was never told of the new key: the old one is still in force there.
+    remove_site(keys, link, "oslo", said.append)
+    assert link.status == {100: "registered", 101: GONE}
+    assert said[-2:] == [
+        "oslo: the SuperLink has node 101 as unregistered",
+        "oslo: removed, with every key it had. May join: bergen (registered)",
+    ]
+    assert keys.names() == ["bergen"]
+    with pytest.raises(UsageError, match="there is no site 'narvik'"):
+        remove_site(keys, link, "narvik", said.append)
+
+
+def test_a_revoked_key_that_comes_again_is_refused(trial: Path, keys: Keys, tmp_path: Path) -> None:
+    link = Link()
+    registered(keys, link)
+    old = tmp_path / "node.key.pub"
+    old.write_bytes(keys.key("oslo").read_bytes())
+    remove_site(keys, link, "oslo", lambda line: None)
+    with pytest.raises(UsageError, match=r"was revoked .* The site makes a new key"):
+        add_site(trial, read_plan(trial), "oslo", public_key=old)
+    keys.key("oslo").write_bytes(b" ".join(old.read_bytes().split()[:2]) + b" other comment\n")
+    went_well, said = registered(keys, link)  # put there by hand
+    assert not went_well
+    assert said[-1].startswith("oslo: REFUSED. oslo: oslo.pub was revoked")
+    assert link.status[101] == GONE
+
+
+def test_a_key_that_flower_alone_remembers(keys: Keys) -> None:
+    link = Link()
+    link.ever[keys.key("oslo").read_bytes()] = 7
+    went_well, said = registered(keys, link)
+    assert not went_well
+    assert said[0] == "bergen: registered as node 101"
+    assert said[1].startswith("oslo: REFUSED. the SuperLink knows this key already")
+
+
+def test_a_key_that_was_removed_by_hand(keys: Keys) -> None:
+    link = Link()
+    registered(keys, link)
+    link.unregister(101)
+    went_well, said = registered(keys, link)
+    assert not went_well
+    assert said[-1] == "oslo: REFUSED. oslo: its key was removed. The site makes a new key"
+
+
+def test_a_new_database_knows_nobody(keys: Keys) -> None:
+    registered(keys, Link())
+    assert registered(keys, Link())[1][-1] == "oslo: registered as node 101"
+
+
+def test_two_sites_do_not_share_a_key(trial: Path, keys: Keys) -> None:
+    with pytest.raises(UsageError, match="is the key of bergen: each site makes its own"):
+        keys.accept("oslo", keys.key("bergen"))
