@@ -34,8 +34,8 @@ class Workplace:
         if len(examples) < least:
             raise UsageError(
                 f"{self.site.name} has {counted(len(examples), 'training example')}, and of fewer "
-                f"than {least} an adapter would be a record (clients.min-examples): it does not "
-                "train"
+                f"than {least} an adapter would be their record: it does not train. Where that "
+                "harms nobody, set clients.min-examples lower"
             )
         return examples
 

@@ -114,10 +114,9 @@ class RunFolder:
         before = read_config(self.path / "config.toml")
         now = flatten(settings)
         for name, value in before.items():
-            told = name == "data.labels" and not now.get(
-                name
-            )  # by the clients, once they are asked
-            if name not in MAY_CHANGE_ON_RESUME and now.get(name) != value and not told:
+            # Where no key names the labels, the clients tell them, once they are asked.
+            open_still = name == "data.labels" and not (value and now.get(name))
+            if name not in MAY_CHANGE_ON_RESUME and now.get(name) != value and not open_still:
                 raise UsageError(
                     f"a resumed run keeps its configuration, but {name} was {value!r} and is now "
                     f"{now.get(name)!r}; only {', '.join(MAY_CHANGE_ON_RESUME)} may change"

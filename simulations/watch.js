@@ -72,7 +72,8 @@ function showSites() {
     rows.push(row);
     if (known(site.words)) {
       row.className = "has-words";
-      const words = make("tr", undefined, "words"), cell = make("td", known(site.failed_round) ? `round ${site.failed_round}: ${site.words}` : site.words);
+      const words = make("tr", undefined, "words"), cell = make("td");
+      cell.append(make("div", known(site.failed_round) ? `round ${site.failed_round}: ${site.words}` : site.words));
       cell.colSpan = 11;
       words.append(cell);
       rows.push(words);

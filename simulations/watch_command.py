@@ -56,5 +56,6 @@ def watch(
             log_level="error",
             timeout_graceful_shutdown=1,
             lifespan="off",
+            ws="none",
         )
         uvicorn.Server(config).run(sockets=[listening])

@@ -268,7 +268,13 @@ def test_a_sites_test_set_is_what_it_evaluates_on(
 def test_a_site_with_one_example_trains_on_it_and_says_why_it_evaluates_nothing(
     config: Config, tuned: TunedModel, tmp_path: Path
 ) -> None:
-    there = context(config, name="oslo", data_path=write(tmp_path / "one.jsonl", 1))
+    one = write(tmp_path / "one.jsonl", 1)
+    there = context(config, name="oslo", data_path=one)
+    refused = send("train", instruct(config, tuned.base.identity), there)["failure"]
+    assert str(refused["reason"]).startswith(  # type: ignore[index, call-overload]
+        "oslo has 1 training example, and of fewer than 10 an adapter would be their record"
+    )
+    there = context({**config, "clients.min-examples": 1}, name="oslo", data_path=one)
     content = send("train", instruct(config, tuned.base.identity), there)
     assert content["metrics"]["num-examples"] == 1
     failure = send("evaluate", instruct(config, tuned.base.identity), there)["failure"]

@@ -37,6 +37,7 @@ class Until(LogObserver):
     """Stops the run once this round is committed."""
 
     def __init__(self, last: int) -> None:
+        super().__init__()
         self._last = last
 
     def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:

@@ -17,7 +17,7 @@ def test_a_run_prints_each_round_and_writes_its_folder(
     assert (code, err) == (0, "")
     folder = tmp_path / "runs" / "try"
     assert {path.name for path in folder.iterdir()} == {
-        *("config.toml", "data.json", "rounds.jsonl", "state", "clients"),
+        *("config.toml", "data.json", "rounds.jsonl", "state", "status.json", "clients"),
         *("adapter", "central.json"),
     }
     records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]

@@ -58,6 +58,7 @@ def test_the_printed_comparison_does_the_runs_job(
         *("--rounds", "1", "--steps", "1", "--lr", "0.01", "--partition", "natural", "-s", "rbla"),
         *("--set", "data.field=topic", "--set", "data.context=40", "--set", "local.batch-size=2"),
         *("--set", "data.template=Q: {prompt}\n", "--set", "lora.alpha=8"),
+        *("--set", "clients.min-examples=1"),
     )
     assert (code, err) == (0, "")
     steps = steps_of(out)
@@ -222,6 +223,7 @@ def test_what_was_seen_is_counted_and_not_computed(bouquet: Run, tmp_path: Path)
     job = ("simulate", "--data", "rows.jsonl", "--steps", "3", "--rounds", "1", "-o", "run")
     base = save_llama(tmp_path / "base")
     held_out = ("--set", "data.held-out=0.34", "--central", "--set", "data.context=32")
+    held_out += ("--set", "clients.min-examples=1")
     code, out, err = bouquet(*job, "--model", base, "--ranks", "2,2", *held_out)
     assert code == 0, err
     last = json.loads(Path("run/rounds.jsonl").read_text().splitlines()[-1])

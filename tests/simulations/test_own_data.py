@@ -43,6 +43,7 @@ def job(tiny_model: Path) -> list[str]:
     return [
         *("simulate", "--model", str(tiny_model), "--ranks", "2,2", "--steps", "1"),
         *("--set", "data.context=48", "--set", "local.precision=float32", "--rounds", "1"),
+        *("--set", "clients.min-examples=1"),
     ]
 
 
@@ -227,6 +228,7 @@ def test_the_order_of_the_labels_stands_in_the_run_and_beside_the_adapter(
         *("--data", "a.jsonl,b.jsonl", "--set", "data.text=text", "--set", "data.context=32"),
         *("--ranks", "2,2", "--steps", "1", "--rounds", "1", "-o", "run"),
         *("--set", "data.held-out=0.1", "--set", "data.client-held-out=0"),
+        *("--set", "clients.min-examples=1"),
     )
     assert code == 0, errors
     assert read_config(Path("run/config.toml"))["data.labels"] == "0,2,7"
@@ -281,6 +283,7 @@ def test_a_server_that_evaluates_knows_its_test_set_again(tiny_model: Path, tmp_
             "rounds": rounds,
             "resume": True,
             "clients__count": 2,
+            "clients__min_examples": 1,
             "lora__rank": "2",
             "local__max_steps": 1,
         }
