@@ -138,6 +138,7 @@ class Attendance:
         self._min_examples = min_examples
         self._known = {member.node_id for member in roster.members}
         self._asking = Asking(mailbox)
+        self._registered = registered_names()
         self.roster = roster
 
     def update(self) -> list[Member]:
@@ -149,6 +150,9 @@ class Attendance:
             self.roster = self._admit(after)
         nodes = set(self._mailbox.node_ids())
         self._known &= nodes  # who goes and comes back is asked again
+        if (registered := registered_names()) != self._registered:
+            self._registered = registered  # who was left out may be registered now
+            self._known &= {member.node_id for member in self.roster.members}
         self._asking.ask(nodes - self._known)
         return self.roster.present(nodes)
 

@@ -206,7 +206,12 @@ def _claimed_name(answer: Message) -> str:
 
 def _joined(known: list[Member], newcomers: list[Member]) -> list[Member]:
     """Known members and newcomers; a node keeps its name, and nobody takes another's."""
-    members = {member.node_id: member for member in known}
+    registered = registered_names()
+    members = {
+        member.node_id: member
+        for member in known
+        if registered is None or member.node_id in registered  # its key may be revoked by now
+    }
     for new in sorted(newcomers, key=_order):
         taken = {member.name for node, member in members.items() if node != new.node_id}
         if new.node_id in members:

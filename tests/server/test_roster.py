@@ -10,7 +10,7 @@ from adapters.errors import UsageError
 from server.attendance import call_roster
 from server.mailbox import Mailbox
 from server.names import REGISTRY
-from server.roster import Roster
+from server.roster import Roster, roster_from_answers
 from server.sampling import sample_cohort
 from tests.fake_clients import BASE, SHAPES, fake_app, fake_grid, settings_of
 
@@ -318,3 +318,29 @@ def test_who_has_too_few_examples_is_left_out() -> None:
     roster = call_roster(Mailbox(fake_grid(settings)), 1, 5.0, min_examples=11)
     assert list(roster.ranks) == ["client-01", "client-02"]
     assert roster.left_out == {"client-00": "has 10 training examples; clients.min-examples is 11"}
+
+
+def test_a_new_key_takes_over_the_name_of_the_one_that_it_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(REGISTRY, str(tmp_path))
+    (tmp_path / "client-00.node").write_text("2\n")
+    (tmp_path / "client-01.node").write_text("3\n")
+    answers: list[Message] = []
+
+    def keep(client: int, message: Message, reply: Message) -> Message:
+        answers.append(reply)
+        return reply
+
+    before = call(keep)
+    assert {member.name: member.node_id for member in before.members} == {
+        "client-00": 2,
+        "client-01": 3,
+    }
+    (tmp_path / "client-01.node").write_text("4\n")
+    site_of(answers[2])["data"] = site_of(answers[1])["data"]  # the same site
+    after = roster_from_answers(answers[2:], before)
+    assert {member.name: member.node_id for member in after.members} == {
+        "client-00": 2,
+        "client-01": 4,
+    }
