@@ -1,8 +1,8 @@
 """`bouquet check`: is everything in place at this site, before it joins?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -10,12 +10,16 @@ from rich.markup import escape
 from simulations import job_options as job
 from simulations.terminal import console
 
+if TYPE_CHECKING:
+    from deployment.findings import Finding
+
 COLOURS = {"OK": "green", "note": "yellow", "mend": "bold red"}
 
 
 def check(
     site: Annotated[
-        Path, typer.Argument(metavar="SITE", help="The site's folder, with its site.toml.")
+        Path,
+        typer.Argument(metavar="SITE", help="The site's folder, or the coordinator's."),
     ] = Path(),
     identity: Annotated[
         str, typer.Option(help="Of the base model, as the coordinator announced it.")
@@ -29,6 +33,8 @@ def check(
 ) -> None:
     """Check a site before it joins: each check prints a line, OK or what is wrong and what to do.
 
+    In the coordinator's folder: flower, certificate, keys, ports, database, disk, sites.
+
     The exit code is 1 if anything is wrong. The run's keys matter to data, memory and identity:
     give them by --config or --set as the coordinator will.
 
@@ -37,33 +43,44 @@ def check(
 
       bouquet check . --offline --set data.context=512
     """
-    from deployment.findings import Finding, Verdict
+    from deployment.coordinator_checks import check_coordinator, is_coordinator
+    from deployment.findings import fine
     from deployment.site_file import read_site
     from settings.run import run_settings
 
+    if is_coordinator(site):
+        if _told(check_coordinator(site)):
+            raise typer.Exit(1)
+        console.print(f"\nthe coordinator is ready: {site}/start-superlink.sh", soft_wrap=True)
+        return
     found = read_site(site)
     layer = job.job_layer({"set_": set_})
     settings = run_settings(*job.config_layers(config, lists=False), layer)
 
-    def findings() -> Iterator[Finding]:
+    def findings() -> "Iterator[Finding]":
         from deployment.connection_checks import check_connection
 
-        yield Finding("site.toml", Verdict.OK, f"{found.site.name}, SuperLink {found.superlink}")
+        yield fine("site.toml", f"{found.site.name}, SuperLink {found.superlink}")
         if not offline:
             yield from check_connection(found)
         from deployment.site_checks import check_site
 
         yield from check_site(found.site, settings, identity)
 
+    if wrong := _told(findings()):
+        console.print(f"\n{wrong} to mend before {found.site.name} can take part")
+        raise typer.Exit(1)
+    console.print(f"\n{found.site.name} can join: {site}/start-supernode.sh", soft_wrap=True)
+
+
+def _told(findings: Iterable["Finding"]) -> int:
+    """A line each; how many are to be mended."""
     wrong = 0
-    for finding in findings():
+    for finding in findings:
         verdict = finding.verdict.value
         line = (
             f"[{COLOURS[verdict]}]{verdict:<4}[/]  {finding.subject:<11} {escape(finding.sentence)}"
         )
         console.print(line, soft_wrap=True)
-        wrong += finding.verdict is Verdict.MEND
-    if wrong:
-        console.print(f"\n{wrong} to mend before {found.site.name} can take part")
-        raise typer.Exit(1)
-    console.print(f"\n{found.site.name} can join: {site}/start-supernode.sh", soft_wrap=True)
+        wrong += verdict == "mend"
+    return wrong
