@@ -66,7 +66,8 @@ def _certificate(folder: Path) -> Iterator[Finding]:
         server.verify_directly_issued_by(authority)
     except Exception as error:  # of many kinds, for a file that is missing, damaged or another's
         yield mend(
-            "certificate", f"{error or 'ca.pem did not sign server.pem'}: bouquet deploy renew"
+            "certificate",
+            f"{str(error) or 'ca.pem did not sign server.pem'}: bouquet deploy renew",
         )
         return
     ours, told = (

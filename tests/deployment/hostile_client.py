@@ -38,6 +38,11 @@ def flood_records(content: RecordDict) -> None:
         content[f"unasked-{number}"] = ConfigRecord({"text": f"{number}"})
 
 
+def claim_another_name(content: RecordDict) -> None:
+    """The site says that it is oslo."""
+    content.config_records["site"]["client"] = "oslo"
+
+
 def repeat_a_chunk(content: RecordDict) -> None:
     """The adapter's array says that its one chunk comes two million times over."""
     record = content.array_records["adapter"]
@@ -58,6 +63,7 @@ Mischief = Callable[[RecordDict], None]
 PLANS: dict[str, dict[str, tuple[Mischief, ...]]] = {
     "at-query": {"query": (break_records,)},
     "at-train": {"train": (break_records, flood_strings, flood_records, repeat_a_chunk)},
+    "as-oslo": {"query": (claim_another_name,)},
     "at-evaluate": {"evaluate": (break_records, flood_strings, flood_records, break_records)},
 }
 """Site -> kind of message -> what it does in round 1, 2, ...: all of them honest but for this."""

@@ -1,11 +1,13 @@
 """Sites whose owners have changed Flower in their own environment, among two honest ones.
 
 Real SuperLink, TLS, keys and SuperNodes. One site cannot be understood when it is asked who it is,
-one sends something else that is wrong in every round's training, one in every evaluation. The run
-ends with the bytes of a run in one process in which these answers failed.
+one sends something else that is wrong in every round's training, one in every evaluation, and one
+is honest but for its name. The run ends with the bytes of a run in one process in which these
+answers failed.
 """
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from settings.keys import Value
 from tests.deployment.hostile_client import PLANS, SITES, environment
 from tests.deployment.loopback import is_free
-from tests.deployment.small_federation import SmallFederation
+from tests.deployment.small_federation import LINK, SmallFederation
 from tools.soak_checks import asked, failed, fingerprint, played, records
 
 RANKS: dict[str, dict[str, Value]] = {
@@ -73,7 +75,7 @@ def test_the_run_ends_with_the_honest_sites_bytes(
     assert (run / "adapter" / "adapter_model.safetensors").exists(), federation.loopback.all_logs()
     lost = [(number, name) for number, name in failed(run) if name != "at-query"]
     assert lost == [(number, "at-train") for number in range(1, ROUNDS + 1)]
-    there = ["at-evaluate", "at-train", "bergen", "oslo"]
+    there = ["as-oslo", "at-evaluate", "at-train", "bergen", "oslo"]
     assert asked(run) == [there] * ROUNDS
     told = {
         "config": CONFIG,
@@ -106,9 +108,48 @@ def test_who_sent_what_is_told_by_name(federation: SmallFederation) -> None:
     assert node in left_out[0] or "at-query" in left_out[0], "by its name, or Flower's number"
 
 
+def test_who_calls_itself_by_anothers_name_runs_under_its_own(
+    federation: SmallFederation,
+) -> None:
+    log = federation.loopback.log("run")
+    assert re.search(r"event=another-name node=\d+ registered=as-oslo claims=oslo", log), log
+    for record in records(run_folder(federation))[1:]:
+        assert "as-oslo" in {client["client"] for client in record["clients"]}
+
+
 def test_a_removed_site_does_not_come_back(federation: SmallFederation) -> None:
     federation.loopback.run(f"{federation.coordinator}/remove-site.sh at-train", federation.project)
     federation.loopback.kill("at-train")
     federation.start_sites(["at-train"], wait=False)
     assert federation.loopback.wait_for_end("at-train") != 0
     assert federation.count("at-train", "SuperNode ID") == 1
+    key = federation.site("at-train") / "node.key.pub"
+    again = f"bouquet deploy add-site trial at-train --public-key {key}"
+    told = federation.loopback.run(again.replace("trial", LINK, 1), federation.project, code=2)
+    assert "The site makes a new key" in told
+
+
+def test_a_key_that_was_replaced_trains_no_more(federation: SmallFederation) -> None:
+    old = federation.site("bergen")
+    moved = federation.project / "bergen-before"
+    shutil.copytree(old, moved, ignore=shutil.ignore_patterns("cache", "flower"))
+    federation.loopback.run(
+        f"rm {old}/node.key {old}/node.key.pub && bouquet deploy key {old} && "
+        f"bouquet deploy add-site {LINK} bergen --public-key {old}/node.key.pub",
+        federation.project,
+    )
+    federation.loopback.kill("bergen")
+    said = federation.loopback.run(
+        str(federation.coordinator / "register-sites.sh"), federation.project
+    )
+    revoked, registered = said.index("bergen: the key of node"), said.index("bergen: registered as")
+    assert revoked < registered
+    federation.loopback.start("before", str(moved / "start-supernode.sh"), federation.project)
+    assert federation.loopback.wait_for_end("before") != 0
+    assert federation.count("before", "SuperNode ID") == 0
+    federation.start_sites(["bergen"])
+    said = federation.loopback.run(
+        f"{federation.coordinator}/remove-site.sh bergen", federation.project
+    )
+    assert len(re.findall(r"bergen: the SuperLink has node \d+ as unregistered", said)) == 2
+    assert "oslo (online)" in said
