@@ -58,6 +58,7 @@ class Turns(LogObserver):
     """Times Bouquet's rounds, and after each lets the other two have theirs."""
 
     def __init__(self, grid: Grid) -> None:
+        super().__init__()
         self._grid = grid
         self._strategy = FedAvg(fraction_evaluate=0.0)
         rng = np.random.default_rng(0)

@@ -100,11 +100,16 @@ class LiveStatus:
         return self.site(name)
 
 
+def _refuse_number(name: str) -> None:
+    """Nothing here is infinite, and no program that reads JSON strictly knows NaN."""
+    raise ValueError(f"it holds {name}, which is no number")
+
+
 def read_live_status(folder: Path) -> LiveStatus | None:
     """What status.json says; None where there is none; UsageError where it cannot be read."""
     path = folder / NAME
     try:
-        told = json.loads(path.read_bytes())
+        told = json.loads(path.read_bytes(), parse_constant=_refuse_number)
         if told["format"] != FORMAT:
             raise ValueError(f"format {told['format']!r}, and this version reads {FORMAT}")
         known = {each.name for each in fields(LiveStatus)}
@@ -118,6 +123,9 @@ def read_live_status(folder: Path) -> LiveStatus | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{path} cannot be read: {quoted(error)}") from error
+    for site in status.sites:
+        site.name = quoted(site.name, 80)
+        site.words = None if site.words is None else quoted(site.words)
     return status
 
 

@@ -23,6 +23,9 @@ from simulations.terminal import console
 GOES_ON = 2
 LOOK_AGAIN_SECONDS = 1.0
 LONGEST_SENTENCE = 1000
+WIDE_ENOUGH = 100
+WIDE = ("rank", "examples", "loss")
+"""Columns that a narrow terminal has no room for."""
 FAILURES_SHOWN = 5
 """Of each site, the last."""
 
@@ -95,25 +98,33 @@ def shown_status(found: Status) -> Group:
 def live_table(live: LiveStatus) -> Table:
     """One row a site, as the server last heard of it."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("site")
-    table.add_column("state")
-    for name in ("seen", "rank", "examples", "up", "down", "seconds", "loss", "failed"):
+    table.add_column("site", no_wrap=True, min_width=8)
+    table.add_column("state", no_wrap=True)
+    for name in ("seen", *(() if narrow() else WIDE), "up", "down", "seconds", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
     for site in live.sites:
+        wide = (
+            shown(site.rank, "{}"),
+            shown(site.examples, "{:,}"),
+            shown(site.loss, "{:.4f}"),
+        )
         style = {"failed": "red", "left out": "red", "late": "yellow"}.get(site.state, "")
         table.add_row(
             escape(quoted(site.name, 80)),
             Text(site.state, style=style),
             f"{in_words(seconds_since(site.last_seen))} ago" if site.last_seen else "-",
-            shown(site.rank, "{}"),
-            shown(site.examples, "{:,}"),
+            *(() if narrow() else wide),
             human_bytes(site.bytes_up),
             human_bytes(site.bytes_down),
             shown(site.seconds, "{:.0f}"),
-            shown(site.loss, "{:.4f}"),
             str(site.failures) if site.failures else "-",
         )
     return table
+
+
+def narrow() -> bool:
+    """Whether the terminal has room for the most important columns only."""
+    return console.width < WIDE_ENOUGH
 
 
 def rounds_table(found: Status) -> Table:
@@ -127,10 +138,11 @@ def rounds_table(found: Status) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for record in found.records:
         base = record["round"] == 0
+        took_part = [str(client["client"]) for client in record.get("clients", [])]
         held_out = record.get("client_held_out_loss" if found.own_losses else "held_out_loss")
         table.add_row(
             "base" if base else str(record["round"]),
-            escape(", ".join(str(c["client"]) for c in record.get("clients", []))),
+            str(len(took_part)) if narrow() and took_part else escape(", ".join(took_part)),
             escape(", ".join(str(f["client"]) for f in record.get("failures", []))),
             shown(record.get("train_loss"), "{:.4f}"),
             shown(held_out, "{:.4f}"),
@@ -144,7 +156,7 @@ def rounds_table(found: Status) -> Table:
 def sites_table(found: Status) -> Table:
     """One row a site."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("site")
+    table.add_column("site", no_wrap=True, min_width=8)
     for name in ("rank", "examples", "rounds", "failed", "trained", "up", "down"):
         table.add_column(name, justify="right", no_wrap=True)
     for site in found.sites():

@@ -36,6 +36,8 @@ function showStatus(status) {
   document.title = `${status.state} ${status.rounds_done}/${status.rounds} – ${status.run}`;
   setText(byId("run"), `${status.run}  ·  ${status.strategy}`);
   setText(byId("says"), status.says);
+  // What is read aloud changes with what happens, not with every second.
+  setText(byId("told"), status.says.replace(/,? since \d+ (s|min|h)|; it last wrote .* ago/g, ""));
   const bar = byId("bar");
   bar.setAttribute("aria-valuemax", status.rounds);
   bar.setAttribute("aria-valuenow", status.rounds_done);
@@ -138,5 +140,10 @@ const source = new EventSource("events");
 source.addEventListener("status", (event) => { byId("link").hidden = true; showStatus(JSON.parse(event.data)); });
 source.addEventListener("rounds", (event) => showRounds(JSON.parse(event.data)));
 source.addEventListener("config", (event) => { byId("config").textContent = JSON.parse(event.data); });
-source.onerror = () => { byId("link").hidden = false; };
+source.onerror = () => {
+  byId("link").hidden = false;
+  setText(byId("link"), source.readyState === EventSource.CLOSED
+    ? "This page is no longer served. Open the address that bouquet watch prints now; what stands here is old."
+    : "This page has lost its connection and tries again. What it shows is old.");
+};
 setInterval(() => { if (latest) showSites(); }, 5000);

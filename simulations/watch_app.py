@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,21 @@ from adapters.errors import BouquetError, quoted
 from deployment.status import Record, Status, read_status
 
 HERE = Path(__file__).resolve().parent
-COOKIE = "bouquet-watch"
 LOOK_SECONDS = 1.0
 STILL_HERE_SECONDS = 15.0
+LONGEST_LINE = 5000
 MOST_ROUNDS = 500
 """Of a longer run, the last."""
 
 
-def watch_app(folder: Path, token: str) -> Starlette:
-    """The page and its events; asked with ?token= once, by the cookie from then on."""
+def watch_app(folder: Path, token: str, is_ending: Callable[[], bool] = lambda: False) -> Starlette:
+    """The page and its events; asked with ?token= once, by the cookie from then on.
+
+    is_ending: whether the server is about to end, and with it the stream of events.
+    """
 
     def allowed(request: Request) -> bool:
-        carried = request.query_params.get("token") or request.cookies.get(COOKIE, "")
+        carried = request.query_params.get("token") or request.cookies.get(cookie(request), "")
         return hmac.compare_digest(carried.encode(), token.encode())
 
     async def page(request: Request) -> Response:
@@ -50,7 +53,7 @@ def watch_app(folder: Path, token: str) -> Starlette:
             return _refused()
         if "token" in request.query_params:  # out of the address bar and of the history
             response: Response = RedirectResponse("/", status_code=303)
-            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+            response.set_cookie(cookie(request), token, httponly=True, samesite="strict")
             return response
         return _page()
 
@@ -58,13 +61,20 @@ def watch_app(folder: Path, token: str) -> Starlette:
         if not allowed(request):
             return _refused()
         return StreamingResponse(
-            _events(folder), media_type="text/event-stream", headers={"cache-control": "no-store"}
+            _events(folder, is_ending),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store"},
         )
 
     return Starlette(
         routes=[Route("/", page), Route("/events", events)],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
     )
+
+
+def cookie(request: Request) -> str:
+    """A cookie is sent to every port of a machine: each page has one of its own."""
+    return f"bouquet-watch-{request.url.port}"
 
 
 def _refused() -> Response:
@@ -98,11 +108,11 @@ def _page() -> Response:
     return HTMLResponse(html, headers=headers)
 
 
-async def _events(folder: Path) -> AsyncIterator[str]:
+async def _events(folder: Path, is_ending: Callable[[], bool]) -> AsyncIterator[str]:
     """Status, rounds and configuration, each whenever it has changed."""
     sent: dict[str, str] = {}
     silent = 0.0
-    while True:
+    while not is_ending():
         came = False
         for name, told in (await asyncio.to_thread(_look, folder)).items():
             text = json.dumps(told)
@@ -122,7 +132,8 @@ def _look(folder: Path) -> dict[str, Any]:
     """What the folder says now; where it cannot be read, that alone."""
     try:
         status = read_status(folder)
-        config = (folder / "config.toml").read_text()
+        lines = (folder / "config.toml").read_text().splitlines()
+        config = "\n".join(quoted(line, LONGEST_LINE) for line in lines)
     except (BouquetError, OSError) as error:
         return {"status": _unreadable(folder, error)}
     return {

@@ -3,6 +3,7 @@
 import secrets
 import socket
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,7 @@ def watch(
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind(("127.0.0.1", port))
+            listening.listen()  # so that the address answers as soon as it is printed
         except OSError as error:
             raise UsageError(
                 f"port {port} cannot be used: {error.strerror}. Leave --port out for a free one"
@@ -52,10 +54,13 @@ def watch(
         if browser:
             webbrowser.open(address)
         config = uvicorn.Config(
-            watch_app(run.resolve(), token),
+            watch_app(run.resolve(), token, lambda: server.should_exit),
             log_level="error",
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=3,
             lifespan="off",
             ws="none",
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        server = uvicorn.Server(config)
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
+    console.print("the page is closed")

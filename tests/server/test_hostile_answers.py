@@ -38,6 +38,7 @@ class LeftOut(LogObserver):
     """Who was left out of the run, at its start and since."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.reasons: dict[str, str] = {}
 
     def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:

@@ -19,7 +19,7 @@ from adapters.records import from_record, to_record
 from client.pieces import open_pieces
 from server.live_status import read_live_status
 from server.rounds import run_rounds
-from server.run_folder import RunFolder
+from server.run_folder import RunFolder, read_config
 from server.state import load_state
 from settings.keys import Value
 from settings.run import RunSettings
@@ -468,3 +468,40 @@ def test_a_liar_about_a_alone_is_outvoted_and_excluded_where_b_never_travels(
         *(False, False, False),
         True,
     ]
+
+
+class NobodyIsAsked(InProcessGrid):
+    """Fails where a message is sent."""
+
+    def push_messages(self, messages: Any) -> Any:
+        raise AssertionError("somebody was asked")
+
+
+def silent_grid(settings: RunSettings) -> InProcessGrid:
+    grid = fake_grid(settings)
+    grid.__class__ = NobodyIsAsked
+    return grid
+
+
+def test_a_changed_key_is_told_before_anybody_is_asked(tmp_path: Path) -> None:
+    play(settings_of(tmp_path / "run", rounds=1))
+    other = settings_of(tmp_path / "run", rounds=2, resume=True, seed=99)
+    with pytest.raises(UsageError, match="seed was 0 and is now 99"):
+        run_rounds(silent_grid(other), other)
+
+
+def test_a_held_lock_is_told_before_anybody_is_asked(tmp_path: Path) -> None:
+    play(settings_of(tmp_path / "run", rounds=1))
+    more = settings_of(tmp_path / "run", rounds=2, resume=True)
+    holder = RunFolder(tmp_path / "run")
+    with holder.locked(), pytest.raises(UsageError, match="another process is running"):
+        run_rounds(silent_grid(more), more)
+
+
+def test_the_configuration_follows_a_run_that_goes_on_for_longer(tmp_path: Path) -> None:
+    play(settings_of(tmp_path / "run", rounds=1))
+    play(settings_of(tmp_path / "run", rounds=3, resume=True))
+    assert read_config(tmp_path / "run" / "config.toml")["rounds"] == 3
+    told = read_live_status(tmp_path / "run")
+    assert told is not None
+    assert (told.state, told.rounds, told.rounds_done) == ("finished", 3, 3)

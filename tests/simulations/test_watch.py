@@ -5,7 +5,11 @@ status is written while the page is open.
 """
 
 import json
+import math
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +20,8 @@ import httpx
 import pytest
 import uvicorn
 
+from adapters.errors import UsageError
+from deployment.status import read_status
 from server import progress
 from server.exchange import Rejection
 from server.live_status import StatusFile
@@ -27,6 +33,7 @@ from simulations.watch_app import watch_app
 from tests.simulations.browser import CHROMIUM, Browser
 
 TOKEN = "a-token"
+ROOT = Path(__file__).resolve().parents[2]
 SAYS = "document.getElementById('says').innerText"
 EVIL = "<img src=x onerror=document.title='owned'>\x1b[2J"
 MEMBERS = [
@@ -64,6 +71,7 @@ class Page:
             time.sleep(0.01)
         port = self.server.servers[0].sockets[0].getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
+        self.cookies = {f"bouquet-watch-{port}": TOKEN}
 
     def play(self) -> None:
         """One round, in which oslo fails with words that are no words."""
@@ -124,7 +132,7 @@ def test_another_host_is_refused(page: Page, host: str) -> None:
 
 
 def test_the_page_is_whole_and_may_load_nothing(page: Page) -> None:
-    answer = httpx.get(f"{page.address}/", cookies={"bouquet-watch": TOKEN})
+    answer = httpx.get(f"{page.address}/", cookies=page.cookies)
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -134,7 +142,7 @@ def test_the_page_is_whole_and_may_load_nothing(page: Page) -> None:
 
 
 def test_events_tell_what_has_changed_and_no_more(page: Page) -> None:
-    with httpx.stream("GET", f"{page.address}/events", cookies={"bouquet-watch": TOKEN}) as stream:
+    with httpx.stream("GET", f"{page.address}/events", cookies=page.cookies) as stream:
         lines = stream.iter_lines()
         first = [next(lines) for _ in range(9)]
         assert [line for line in first if line.startswith("event")] == [
@@ -154,9 +162,41 @@ def test_events_tell_what_has_changed_and_no_more(page: Page) -> None:
         assert words.endswith(r"\x1b[2J")
 
 
+def test_a_status_without_numbers_is_told_and_odd_names_are_escaped(page: Page) -> None:
+    path = page.folder.path / "status.json"
+    page.play()
+    told = json.loads(path.read_text())
+    told["sites"][0]["name"] = "a\u202eb"
+    path.write_text(json.dumps(told))
+    assert read_status(page.folder.path).document()["sites"][0]["name"] == r"a\u202eb"
+    told["loss"] = math.nan
+    path.write_text(json.dumps(told))
+    with pytest.raises(UsageError, match="holds NaN, which is no number"):
+        read_status(page.folder.path)
+
+
+def test_ctrl_c_ends_the_page_with_one_line_while_it_is_open(page: Page) -> None:
+    command = [sys.executable, "-m", "simulations", "watch", str(page.folder.path), "--no-open"]
+    with (
+        subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as started,
+        httpx.Client(follow_redirects=True) as client,
+    ):
+        assert started.stdout is not None
+        address = started.stdout.readline().split()[-1]
+        client.get(address)
+        with client.stream("GET", address.partition("?")[0] + "events") as stream:
+            next(stream.iter_lines())
+            started.send_signal(signal.SIGINT)
+            said = started.stdout.read()
+        assert (started.wait(), said.splitlines()[-1]) == (0, "the page is closed")
+        assert "Traceback" not in said
+
+
 def test_a_damaged_folder_is_told(page: Page) -> None:
     (page.folder.path / "status.json").write_text("{")
-    with httpx.stream("GET", f"{page.address}/events", cookies={"bouquet-watch": TOKEN}) as stream:
+    with httpx.stream("GET", f"{page.address}/events", cookies=page.cookies) as stream:
         lines = stream.iter_lines()
         next(lines)
         assert "status.json cannot be read" in json.loads(next(lines)[6:])["says"]
