@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from adapters.errors import BouquetError, UsageError, listing
 from deployment.node_keys import check_public_key
 from deployment.plan import check_name
+from server.names import read_number
 
 GONE = "unregistered"
 """What Flower calls a node whose key it refuses."""
@@ -47,6 +48,10 @@ class Flower:
     def unregister(self, node: int) -> None:
         """From now on the SuperLink refuses the key of this node."""
         self._ask("unregister", str(node))
+
+    def how_to_unregister(self) -> str:
+        """What the operator types, in the coordinator's folder."""
+        return f"./flwr supernode unregister NODE {self._link}"
 
     def _ask(self, action: str, *arguments: str) -> dict[str, Any]:
         command = ["flwr", "supernode", action, *_positional(arguments, self._link)]
@@ -129,7 +134,7 @@ class Keys:
         count = 1
         while (self.revoked / f"{name}.{count}.pub").exists():
             count += 1
-        for suffix in ("pub", "node"):
+        for suffix in ("node", "pub"):  # a key without number is told, a number without key counts
             path = self.folder / f"{name}.{suffix}"
             if path.exists():
                 path.rename(self.revoked / f"{name}.{count}.{suffix}")
@@ -141,6 +146,23 @@ class Keys:
             number = _number(path)
             if number is not None and name in (None, site):
                 yield site, number
+
+    def revoked_without_number(self) -> Iterator[tuple[str, str]]:
+        """(site, file) of each revoked key whose number is lost, or that was never registered."""
+        for path in sorted(self.revoked.glob("*.pub")):
+            if _number(path.with_suffix(".node")) is None:
+                yield path.name.rsplit(".", 2)[0], path.name
+
+    def unexplained(self, known: dict[int, str]) -> list[str]:
+        """The nodes that the SuperLink still takes though no key here is known to be theirs."""
+        ours = {self.node(name) for name in self.names()} | {
+            node for _, node in self.revoked_nodes()
+        }
+        return [
+            f"{node} ({status})"
+            for node, status in sorted(known.items())
+            if status != GONE and node not in ours
+        ]
 
 
 def register_sites(keys: Keys, flower: Flower, say: Callable[[str], None]) -> bool:
@@ -166,7 +188,7 @@ def register_sites(keys: Keys, flower: Flower, say: Callable[[str], None]) -> bo
         except UsageError as error:
             say(f"{name}: REFUSED. {error}")
             went_well = False
-    return went_well
+    return not _tell_lost(keys, flower, "NOT REVOKED", say) and went_well
 
 
 def _register(keys: Keys, flower: Flower, name: str) -> int:
@@ -179,14 +201,19 @@ def _register(keys: Keys, flower: Flower, name: str) -> int:
             f"the SuperLink knows this key already, of a node whose number is not kept in "
             f"{keys.folder}: it was removed, or registered by hand. The site makes a new key"
         ) from None
-    (keys.folder / f"{name}.node").write_text(f"{node}\n")
+    scratch = keys.folder / f"{name}.number"
+    scratch.write_text(f"{node}\n")
+    scratch.replace(keys.folder / f"{name}.node")  # whole or not at all: a server reads it any time
     return node
 
 
-def remove_site(keys: Keys, flower: Flower, name: str, say: Callable[[str], None]) -> None:
-    """Revoke every key that the site ever had, and say what the SuperLink knows of it then."""
+def remove_site(keys: Keys, flower: Flower, name: str, say: Callable[[str], None]) -> bool:
+    """Revoke every key that the site ever had, and say what the SuperLink knows of it then.
+
+    False where the number of one of them is lost and the SuperLink may take that key still.
+    """
     check_name(name)
-    ever = {site for site, _ in keys.revoked_nodes()}
+    ever = {site for site, _ in (*keys.revoked_nodes(), *keys.revoked_without_number())}
     if name not in (*keys.names(), *ever):
         raise UsageError(
             f"there is no site {name!r} in {keys.folder}; it has {listing(keys.names())}"
@@ -197,8 +224,26 @@ def remove_site(keys: Keys, flower: Flower, name: str, say: Callable[[str], None
     after = flower.nodes()
     for _, node in keys.revoked_nodes(name):
         say(f"{name}: the SuperLink has node {node} as {after.get(node, 'nothing')}")
+    if _tell_lost(keys, flower, "NOT REMOVED", say, name):
+        return False
     left = [f"{site} ({after.get(keys.node(site) or 0, 'not yet')})" for site in keys.names()]
     say(f"{name}: removed, with every key it had. May join: {listing(left, 50) or 'nobody'}")
+    return True
+
+
+def _tell_lost(
+    keys: Keys, flower: Flower, what: str, say: Callable[[str], None], name: str | None = None
+) -> bool:
+    """Whether a key may count still because its number is lost; says which, and what to do."""
+    lost = [(site, key) for site, key in keys.revoked_without_number() if name in (None, site)]
+    unexplained = keys.unexplained(flower.nodes()) if lost else []
+    for site, key in lost if unexplained else ():
+        say(
+            f"{site}: {what}. The number of its key {key} is not kept, and the SuperLink has "
+            f"{'a node' if len(unexplained) == 1 else 'nodes'} that no key here explains: "
+            f"{listing(unexplained, 20)}. If it is this site's: {flower.how_to_unregister()}"
+        )
+    return bool(lost and unexplained)
 
 
 def _unregister_revoked(
@@ -218,6 +263,6 @@ def _bits(public_key: Path) -> bytes:
 
 def _number(path: Path) -> int | None:
     try:
-        return int(path.read_text())
-    except (FileNotFoundError, ValueError):
+        return read_number(path)
+    except (OSError, ValueError):
         return None

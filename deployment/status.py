@@ -29,6 +29,12 @@ from strategies.registry import make_strategy
 Record = Mapping[str, Any]
 
 
+class NoRunError(UsageError):
+    """A folder that cannot be read as a run's; a loop over the exit code ends there, too."""
+
+    exit_code = 3
+
+
 @dataclass
 class SiteTotals:
     """One site over all rounds so far."""
@@ -117,7 +123,7 @@ class Status:
         """Is it alive, whom does it wait for, what failed."""
         live, state = self.live, self.state
         if state == FINISHED:
-            return f"finished: {counted(self.done, 'round')} of {self.wanted} are done"
+            return f"finished: round {self.done} of {self.wanted} is done"
         if state == FAILED and live:
             return f"failed after round {self.done} of {self.wanted}: {live.failure}"
         if state == STOPPED:
@@ -182,9 +188,9 @@ def _as_live(site: SiteTotals) -> SiteStatus:
 
 
 def read_status(folder: Path) -> Status:
-    """Read a run's folder; UsageError where it is none."""
+    """Read a run's folder; NoRunError where it is none, UsageError where it is damaged."""
     if not (folder / "config.toml").is_file():
-        raise UsageError(
+        raise NoRunError(
             f"{folder} is no folder of a run: it has no config.toml. A deployed run lies below the "
             "SuperLink's folder: coordinator/runs/NAME"
         )

@@ -281,12 +281,7 @@ class StatusFile(RunObserver):
         status.lost_messages = dict(record.get("strays", {})).get("lost", status.lost_messages)
         for client in record.get("clients", []):
             site = status.site(client["client"])
-            site.state, site.answered_at, site.last_seen, site.late_since = (
-                "answered",
-                now,
-                now,
-                None,
-            )
+            site.answered(now)
             site.bytes_up += client["bytes_up"]
             site.bytes_down += client["bytes_down"]
             site.seconds, site.loss = client["train_seconds"], client.get("loss")

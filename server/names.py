@@ -13,6 +13,8 @@ from adapters.errors import ReplyError, quoted
 from settings.events import log, logfmt
 
 REGISTRY = "BOUQUET_SITE_KEYS"
+LONGEST_NUMBER = len(str(2**64))
+"""Digits: Flower numbers its nodes from 0 to 2^64 - 1."""
 
 
 def registered_names() -> Mapping[int, str] | None:
@@ -22,12 +24,21 @@ def registered_names() -> Mapping[int, str] | None:
         return None
     names = {}
     for path in sorted(Path(folder).glob("*.node")):
-        number = path.read_text().strip()
-        if number.isdecimal():
-            names[int(number)] = path.stem
-        else:
-            log.error(logfmt("registry-damaged", path=path, holds=quoted(number, 40)))
+        try:
+            names[read_number(path)] = path.stem
+        except FileNotFoundError:
+            continue  # revoked since the folder was listed
+        except (OSError, ValueError) as error:
+            log.error(logfmt("registry-damaged", path=path, reason=quoted(error, 200)))
     return names
+
+
+def read_number(path: Path) -> int:
+    """The number of a node in its file; ValueError where it holds something else."""
+    held = path.read_bytes().strip()
+    if not held.isdigit() or len(held) > LONGEST_NUMBER:
+        raise ValueError(f"it should hold a node's number and holds {quoted(held, 40)}")
+    return int(held)
 
 
 def true_name(node: int, claimed: str) -> str:

@@ -225,7 +225,8 @@ def remove_site(
     from deployment.registration import Flower, Keys
     from deployment.registration import remove_site as remove
 
-    remove(Keys(coordinator / "keys"), Flower(link), name, _say)
+    if not remove(Keys(coordinator / "keys"), Flower(link), name, _say):
+        raise typer.Exit(1)
 
 
 @deploy.command(hidden=True)

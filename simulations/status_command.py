@@ -41,7 +41,7 @@ def status(
     """Tell how a run stands: who answered, who is silent since when, who failed and why.
 
     Of a simulation or a deployment, also while it goes on or waits for its first site. Exit code
-    0: finished; 1: failed or stopped; 2: it goes on.
+    0: finished; 1: failed or stopped; 2: it goes on; 3: the folder is no run's.
 
     Example:
       bouquet status coordinator/runs/trial --watch
@@ -85,6 +85,10 @@ def shown_status(found: Status) -> Group:
         parts += [live_table(found.live), Text()]
     elif found.sites():
         parts += [sites_table(found), Text()]
+    for live in found.live.sites if found.live else ():
+        if live.state == "left out":
+            words = quoted(f"{live.name} is left out: {live.words}", LONGEST_SENTENCE)
+            parts.append(Text(words))
     for site in found.sites():
         for server_round, reason in site.failures[-FAILURES_SHOWN:]:
             words = quoted(f"round {server_round}: {site.site} failed: {reason}", LONGEST_SENTENCE)

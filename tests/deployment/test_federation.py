@@ -170,14 +170,14 @@ def test_an_unregistered_key_is_refused(federation: Federation) -> None:
 
 
 def test_status_tells_who_failed_and_why(federation: Federation) -> None:
-    said = next(output for output in federation.outputs if "2 rounds of 2 are done" in output)
+    said = next(output for output in federation.outputs if "round 2 of 2 is done" in output)
     assert f"round 1: {KILLED} failed: the client failed" in said
     assert "the adapter is in" in said
 
 
 def test_what_was_backed_up_while_it_ran_can_be_restored(federation: Federation) -> None:
     restored = federation.project / "restored" / "trial" / "coordinator"
-    told = [output for output in federation.outputs if "2 rounds of 2 are done" in output]
+    told = [output for output in federation.outputs if "round 2 of 2 is done" in output]
     assert any("restored/trial" in output for output in told)
     assert load_state(restored / "runs" / "trial" / "state").round == 2
     with closing(sqlite3.connect(restored / "superlink.db")) as database:

@@ -34,7 +34,7 @@ def test_the_laptop_of_the_page(loopback: Loopback) -> None:
     assert not list(folder.rglob("*.pem"))
     loopback.start("superlink", superlink.text.strip(), folder)
     loopback.wait_for("superlink", "Uvicorn running")
-    toml = folder / "here" / "sites" / "one" / "site.toml"
+    toml = folder / "plain" / "sites" / "one" / "site.toml"
     toml.write_text(toml.read_text().replace("port = 9094", f"port = {free_ports(1)[0]}"))
     loopback.start("supernode", supernode.text.strip(), folder)
     loopback.wait_for("supernode", "SuperNode ID")

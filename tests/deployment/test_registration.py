@@ -137,6 +137,88 @@ def test_a_new_database_knows_nobody(keys: Keys) -> None:
     assert registered(keys, Link())[1][-1] == "oslo: registered as node 101"
 
 
+def cut_off(keys: Keys, name: str) -> None:
+    """As where register-sites.sh ended between Flower's answer and the file with its number."""
+    (keys.folder / f"{name}.node").unlink()
+
+
+def test_a_key_whose_number_is_lost_is_not_called_removed(keys: Keys) -> None:
+    link, said = Link(), list[str]()
+    registered(keys, link)
+    cut_off(keys, "oslo")
+    assert not remove_site(keys, link, "oslo", said.append)
+    assert link.status[101] == "registered"
+    assert said[-1] == (
+        "oslo: NOT REMOVED. The number of its key oslo.1.pub is not kept, and the SuperLink has a "
+        "node that no key here explains: 101 (registered). If it is this site's: "
+        "./flwr supernode unregister NODE trial"
+    )
+    said.clear()
+    link.unregister(101)  # as the line says
+    assert remove_site(keys, link, "oslo", said.append)
+    assert said[-1].startswith("oslo: removed, with every key it had")
+
+
+def test_a_key_that_was_never_registered_is_removed(keys: Keys) -> None:
+    link, said = Link(), list[str]()
+    assert remove_site(keys, link, "oslo", said.append)
+    assert said[-1].startswith("oslo: removed, with every key it had")
+
+
+def test_a_damaged_number_is_a_lost_one(keys: Keys) -> None:
+    link, said = Link(), list[str]()
+    registered(keys, link)
+    (keys.folder / "oslo.node").write_bytes(b"\xff10")
+    assert not remove_site(keys, link, "oslo", said.append)
+    assert "which no key" not in said[-1]
+    assert "no key here explains: 101 (registered)" in said[-1]
+
+
+def test_a_replaced_key_without_number_is_told(trial: Path, keys: Keys, tmp_path: Path) -> None:
+    link = Link()
+    registered(keys, link)
+    cut_off(keys, "oslo")
+    add_site(trial, read_plan(trial), "oslo", public_key=make_node_key(tmp_path / "k", "oslo"))
+    went_well, said = registered(keys, link)
+    assert not went_well
+    assert "oslo: registered as node 102" in said
+    assert said[-1].startswith("oslo: NOT REVOKED. The number of its key oslo.1.pub is not kept")
+
+
+def test_a_revocation_that_was_cut_off_leaves_no_number_with_the_next_key(
+    trial: Path, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Link()
+    registered(keys, link)
+    move, moved = Path.rename, list[Path]()
+
+    def once(path: Path, to: Path) -> Path:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(path)
+        return move(path, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", once)
+        with pytest.raises(KeyboardInterrupt):
+            keys.revoke("oslo")
+    add_site(trial, read_plan(trial), "oslo", public_key=make_node_key(tmp_path / "k", "oslo"))
+    assert registered(keys, link)[0]
+    assert (keys.node("oslo"), link.status[101]) == (102, GONE)
+
+
+def test_the_number_is_written_whole(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> int:
+        path.write_bytes(text.encode()[:1])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="no space"):
+            registered(keys, Link())
+    assert keys.node("bergen") is None
+
+
 def test_two_sites_do_not_share_a_key(trial: Path, keys: Keys) -> None:
     with pytest.raises(UsageError, match="is the key of bergen: each site makes its own"):
         keys.accept("oslo", keys.key("bergen"))

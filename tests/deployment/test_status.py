@@ -18,7 +18,7 @@ from server.run_folder import RunFolder
 from server.waiting import COMING_BACK, Waiting
 from settings.keys import Value
 from settings.run import run_settings
-from simulations.cli import cli
+from simulations.cli import cli, main
 
 
 def client(name: str, seconds: float = 2.0) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def test_a_run_is_finished_when_its_adapter_is_there(run: RunFolder) -> None:
     (run.path / "adapter").mkdir()
     found = read_status(run.path)
     assert (found.finished, found.exit_code) == (True, 0)
-    assert found.sentence() == "finished: 3 rounds of 3 are done"
+    assert found.sentence() == "finished: round 3 of 3 is done"
     assert found.next_step().startswith("the adapter is in")
 
 
@@ -100,7 +100,7 @@ def test_a_method_with_personal_models_names_no_adapter_and_one_kind_of_loss(
     assert "fedsa-lora has a model for each client, and no global adapter" in words
     assert "/adapter" not in words
     said = CliRunner(env={"COLUMNS": "200"}).invoke(cli, ["status", str(folder.path)]).output
-    assert "finished: 1 round of 1 are done" in said
+    assert "finished: round 1 of 1 is done" in said
     assert all(words in said for words in ("clients' loss", "8.5000", "7.5000"))
     assert not any(words in said for words in ("held-out loss", "9.2500"))
 
@@ -169,6 +169,12 @@ def test_who_is_late_in_a_round_and_since_when(run: RunFolder, file: StatusFile)
     }
     assert found.live.site("tromso").late_since is not None
     assert found.live.site("narvik").words == "has base model other, the run's is base"
+
+
+def test_why_a_site_is_left_out(run: RunFolder, file: StatusFile) -> None:
+    opened(file, run)
+    said = CliRunner(env={"COLUMNS": "200"}).invoke(cli, ["status", str(run.path)])
+    assert "narvik is left out: has base model other, the run's is base" in said.output
 
 
 def test_what_a_round_brought(run: RunFolder, file: StatusFile) -> None:
@@ -294,6 +300,17 @@ def test_a_status_that_is_damaged(run: RunFolder) -> None:
     (run.path / "status.json").write_text("{")
     with pytest.raises(UsageError, match=r"status\.json cannot be read"):
         read_status(run.path)
+
+
+def test_a_loop_over_the_exit_code_ends_at_a_mistyped_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--json"], ["--watch"]):
+        monkeypatch.setattr("sys.argv", ["bouquet", "status", str(tmp_path / "mistyped"), *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 3  # 2 would say that it goes on
+        assert "is no folder of a run" in capsys.readouterr().err
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
