@@ -68,7 +68,7 @@ def test_in_the_status_and_on_the_page(tmp_path: Path, bouquet: Run) -> None:
     play(tmp_path / "run", LogObserver())
     code, out, _ = bouquet("status", str(tmp_path / "run"))
     assert code == 0
-    assert_harmless(out, 5)
+    assert_harmless(out, 6)
     code, _, _ = bouquet("report", str(tmp_path / "run"), "--output", str(tmp_path / "page"))
     assert code == 0
     for page in (tmp_path / "page").glob("*.html"):
