@@ -3,6 +3,8 @@
 The same as `ssh-keygen -t ecdsa -b 384 -N "" -f node.key`. The SuperLink knows the public half.
 """
 
+import base64
+import hashlib
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -49,6 +51,14 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise UsageError(f"{path} is no elliptic-curve key: make one with bouquet deploy key")
     return key
+
+
+def fingerprint(public_key: Path) -> str:
+    """SHA256:... of the key itself, without the comment behind it, as `ssh-keygen -lf` prints."""
+    key = load_ssh_public_key(public_key.read_bytes())
+    told = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1]
+    digest = hashlib.sha256(base64.b64decode(told)).digest()
+    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
 def check_public_key(path: Path) -> None:

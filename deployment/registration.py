@@ -1,7 +1,8 @@
 """Which keys may join: what the coordinator keeps of them, and what it tells the SuperLink.
 
 coordinator/keys/NAME.pub           the key in force for the site NAME
-coordinator/keys/NAME.node          the number by which Flower knows it: server/names.py
+coordinator/keys/NAME.node          the number by which Flower knows it (server/names.py), and the
+                                    fingerprint of the key that it belongs to
 coordinator/keys/revoked/NAME.N.*   the same of each key that the site had before
 
 Flower never takes a key again that it has once removed; so a removed key is kept, to be named when
@@ -15,14 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_ssh_public_key,
-)
-
 from adapters.errors import BouquetError, UsageError, listing
-from deployment.node_keys import check_public_key
+from deployment.node_keys import check_public_key, fingerprint
 from deployment.plan import check_name
 from server.names import read_number
 
@@ -100,6 +95,39 @@ class Keys:
         """The number that Flower gave it."""
         return _number(self.folder / f"{name}.node")
 
+    def keep_number(self, name: str, node: int) -> None:
+        """Flower knows the key in force by this number, which belongs to no other key."""
+        scratch = self.folder / f"{name}.number"
+        scratch.write_text(f"{node}\n{fingerprint(self.key(name))}\n")
+        scratch.replace(self.folder / f"{name}.node")  # whole or not at all: a server reads it
+
+    def set_aside_number_of_another_key(self, name: str) -> bool:
+        """Where NAME.pub was replaced on another machine: its number is that of the key before.
+
+        True where it was; the number now counts among the revoked ones.
+        """
+        number = self.folder / f"{name}.node"
+        owner, ours = _owner(number), fingerprint(self.key(name))
+        if not owner or owner == ours or self._where_revoked(ours):
+            return False
+        number.rename(self.revoked / f"{self._place(name, owner)}.node")
+        return True
+
+    def _place(self, name: str, owner: str) -> str:
+        """NAME.N below revoked/ for the number of this key: beside the key, if that lies there."""
+        for old in sorted(self.revoked.glob(f"{name}.*.pub")):
+            if fingerprint(old) == owner and not old.with_suffix(".node").exists():
+                return old.stem
+        return self._next_place(name)
+
+    def _next_place(self, name: str) -> str:
+        """NAME.N with the lowest N that is free."""
+        self.revoked.mkdir(exist_ok=True)
+        count = 1
+        while any((self.revoked / f"{name}.{count}.{end}").exists() for end in ("pub", "node")):
+            count += 1
+        return f"{name}.{count}"
+
     def accept(self, name: str, public_key: Path) -> bool:
         """Make this the site's key; True where another was in force, which is revoked.
 
@@ -107,11 +135,11 @@ class Keys:
         """
         check_public_key(public_key)
         self.refuse_revoked(name, public_key)
-        ours = _bits(public_key)
+        ours = fingerprint(public_key)
         for other in self.names():
-            if other != name and _bits(self.key(other)) == ours:
+            if other != name and fingerprint(self.key(other)) == ours:
                 raise UsageError(f"{public_key} is the key of {other}: each site makes its own")
-        replaced = self.key(name).exists() and _bits(self.key(name)) != ours
+        replaced = self.key(name).exists() and fingerprint(self.key(name)) != ours
         if replaced:
             self.revoke(name)
         self.key(name).write_bytes(public_key.read_bytes())
@@ -119,25 +147,27 @@ class Keys:
 
     def refuse_revoked(self, name: str, public_key: Path) -> None:
         """UsageError for a key that was revoked: Flower never takes it again."""
-        ours = _bits(public_key)
-        for old in sorted(self.revoked.glob("*.pub")):
-            if _bits(old) == ours:
-                raise UsageError(
-                    f"{name}: {public_key.name} was revoked ({old.name} in {self.revoked}), and a "
-                    "SuperLink never takes a revoked key again. The site makes a new key: bouquet "
-                    "deploy key, after moving node.key away"
-                )
+        if old := self._where_revoked(fingerprint(public_key)):
+            raise UsageError(
+                f"{name}: {public_key.name} was revoked ({old.name} in {self.revoked}), and a "
+                "SuperLink never takes a revoked key again. The site makes a new key: bouquet "
+                "deploy key, after moving node.key away"
+            )
+
+    def _where_revoked(self, ours: str) -> Path | None:
+        """The file below revoked/ that holds this key, or the number that it had."""
+        held = [(fingerprint(old), old) for old in sorted(self.revoked.glob("*.pub"))]
+        held += [(_owner(old), old) for old in sorted(self.revoked.glob("*.node"))]
+        return next((old for owner, old in held if owner == ours), None)
 
     def revoke(self, name: str) -> None:
         """The key in force counts no longer; register-sites.sh tells the SuperLink."""
-        self.revoked.mkdir(exist_ok=True)
-        count = 1
-        while (self.revoked / f"{name}.{count}.pub").exists():
-            count += 1
+        self.set_aside_number_of_another_key(name)
+        place = self._next_place(name)
         for suffix in ("node", "pub"):  # a key without number is told, a number without key counts
             path = self.folder / f"{name}.{suffix}"
             if path.exists():
-                path.rename(self.revoked / f"{name}.{count}.{suffix}")
+                path.rename(self.revoked / f"{place}.{suffix}")
 
     def revoked_nodes(self, name: str | None = None) -> Iterator[tuple[str, int]]:
         """(site, node) of each key that counts no longer, of one site or of all."""
@@ -169,6 +199,9 @@ def register_sites(keys: Keys, flower: Flower, say: Callable[[str], None]) -> bo
     """First revoke what counts no longer, then register what is new; True where all went well."""
     if not keys.names():
         raise UsageError(f"there is no public key in {keys.folder}")
+    for name in keys.names():
+        if keys.set_aside_number_of_another_key(name):
+            say(f"{name}: has another key than the one that was registered")
     known = flower.nodes()
     _unregister_revoked(keys, flower, known, say)
     went_well = True
@@ -176,13 +209,13 @@ def register_sites(keys: Keys, flower: Flower, say: Callable[[str], None]) -> bo
         node = keys.node(name)
         status = known.get(node, "") if node is not None else ""
         try:
+            keys.refuse_revoked(name, keys.key(name))
             if status == GONE:
                 keys.revoke(name)
                 raise UsageError(f"{name}: its key was removed. The site makes a new key")
             if status:
                 say(f"{name}: registered before, as node {node}")
                 continue
-            keys.refuse_revoked(name, keys.key(name))
             node = _register(keys, flower, name)
             say(f"{name}: registered as node {node}")
         except UsageError as error:
@@ -201,9 +234,7 @@ def _register(keys: Keys, flower: Flower, name: str) -> int:
             f"the SuperLink knows this key already, of a node whose number is not kept in "
             f"{keys.folder}: it was removed, or registered by hand. The site makes a new key"
         ) from None
-    scratch = keys.folder / f"{name}.number"
-    scratch.write_text(f"{node}\n")
-    scratch.replace(keys.folder / f"{name}.node")  # whole or not at all: a server reads it any time
+    keys.keep_number(name, node)
     return node
 
 
@@ -255,10 +286,13 @@ def _unregister_revoked(
             say(f"{site}: the key of node {node} is revoked")
 
 
-def _bits(public_key: Path) -> bytes:
-    """The key itself, without the comment behind it."""
-    key: Any = load_ssh_public_key(public_key.read_bytes())
-    return bytes(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+def _owner(path: Path) -> str:
+    """The fingerprint behind the number in this file; empty where an older version wrote it."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError):
+        return ""
+    return lines[1] if len(lines) > 1 else ""
 
 
 def _number(path: Path) -> int | None:

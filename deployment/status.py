@@ -27,6 +27,7 @@ from settings.units import counted
 from strategies.registry import make_strategy
 
 Record = Mapping[str, Any]
+LOOKS = 3
 
 
 class NoRunError(UsageError):
@@ -194,21 +195,33 @@ def read_status(folder: Path) -> Status:
             f"{folder} is no folder of a run: it has no config.toml. A deployed run lies below the "
             "SuperLink's folder: coordinator/runs/NAME"
         )
+    run = RunFolder(folder)
+    for _ in range(LOOKS):  # a run that begins or ends meanwhile: what was read is of neither
+        locked = run.is_locked()
+        status = _read(folder, locked)
+        if run.is_locked() == locked:
+            break
+    return status
+
+
+def _read(folder: Path, locked: bool) -> Status:
     config = read_config(folder / "config.toml")
     records = read_records(folder / "rounds.jsonl")
     live, strategy = read_live_status(folder), str(config["strategy.name"])
     wanted = live.rounds if live else int(config["rounds"])  # of a take-up that still waits: more
     personal = make_strategy(strategy).properties.personal  # has no global model to export
     done = int(records[-1]["round"]) if records else 0
+    exported = personal or (folder / "adapter").is_dir()  # perhaps by the run before a take-up
+    ended = live is None or live.state == FINISHED
     return Status(
         folder=folder,
         records=records,
         wanted=wanted,
         strategy=strategy,
-        finished=bool(records) and done >= wanted and (personal or (folder / "adapter").is_dir()),
+        finished=ended and exported and bool(records) and done >= wanted,
         personal=personal,
         idle_seconds=max(0.0, time.time() - _last_written(folder)),
-        locked=RunFolder(folder).is_locked(),
+        locked=locked,
         live=live,
     )
 

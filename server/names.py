@@ -34,8 +34,8 @@ def registered_names() -> Mapping[int, str] | None:
 
 
 def read_number(path: Path) -> int:
-    """The number of a node in its file; ValueError where it holds something else."""
-    held = path.read_bytes().strip()
+    """The number of a node, the first line of its file; ValueError where it holds another thing."""
+    held = (path.read_bytes().splitlines() or [b""])[0].strip()
     if not held.isdigit() or len(held) > LONGEST_NUMBER:
         raise ValueError(f"it should hold a node's number and holds {quoted(held, 40)}")
     return int(held)

@@ -73,11 +73,14 @@ class RunFolder:
         data: Mapping[str, Any] | None = None,
         head: Mapping[str, str] | None = None,
     ) -> None:
-        """Make the folder and write config.toml, and before it data.json where there are `data`.
+        """Make the folder, and write what a run begins with."""
+        self.make(settings)
+        self.write_beginning(settings, data, head)
 
-        head: what else stands at the top of config.toml.
+    def make(self, settings: RunSettings) -> None:
+        """Make the folder alone.
 
-        UsageError where the folder exists already, unless what made it may have died right then.
+        UsageError where it exists already, unless what made it may have died right then.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=settings.resume or self.never_began())
@@ -85,6 +88,17 @@ class RunFolder:
             raise self._exists() from None
         except OSError as error:
             raise UsageError(f"{self.path} cannot be made: {error.strerror}") from error
+
+    def write_beginning(
+        self,
+        settings: RunSettings,
+        data: Mapping[str, Any] | None = None,
+        head: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write config.toml, and before it data.json where there are `data`.
+
+        head: what else stands at the top of config.toml.
+        """
         if data is not None:
             self.write("data.json", (json.dumps(data, indent=1) + "\n").encode())
         tables = {**(head or {}), "config": _nested(flatten(settings)), "versions": versions()}
@@ -260,8 +274,10 @@ def open_run_folder(
     if goes_on:
         folder.check_same(settings)
     else:
-        folder.create(settings, data)
+        folder.make(settings)
     with folder.locked():
+        if not goes_on:  # whoever watches finds it locked as soon as it is a run
+            folder.write_beginning(settings, data)
         yield folder, folder.load(settings.wire.dtype) if goes_on else None
 
 

@@ -4,13 +4,15 @@ Here Flower's command is played by one that keeps what a SuperLink keeps; test_r
 a real one.
 """
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from adapters.errors import BouquetError, UsageError
 from deployment.folder import add_site, create_deployment
-from deployment.node_keys import make_node_key
+from deployment.node_keys import fingerprint, make_node_key
 from deployment.plan import Plan, read_plan
 from deployment.registration import GONE, Flower, Keys, register_sites, remove_site
 
@@ -57,6 +59,15 @@ def registered(keys: Keys, link: Link) -> tuple[bool, list[str]]:
     return register_sites(keys, link, said.append), said
 
 
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not installed")
+def test_the_fingerprint_is_the_one_that_openssh_prints(keys: Keys) -> None:
+    key = keys.key("oslo")
+    done = subprocess.run(
+        ["ssh-keygen", "-lf", str(key)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[1] == fingerprint(key)
+
+
 def test_each_key_is_registered_once(keys: Keys) -> None:
     link = Link()
     assert registered(keys, link) == (
@@ -67,7 +78,8 @@ def test_each_key_is_registered_once(keys: Keys) -> None:
         "bergen: registered before, as node 100",
         "oslo: registered before, as node 101",
     ]
-    assert (keys.folder / "oslo.node").read_text() == "101\n"
+    number, owner = (keys.folder / "oslo.node").read_text().splitlines()
+    assert (number, owner) == ("101", fingerprint(keys.key("oslo")))
 
 
 def test_a_new_key_revokes_the_old_one_first(trial: Path, keys: Keys, tmp_path: Path) -> None:
@@ -81,6 +93,46 @@ def test_a_new_key_revokes_the_old_one_first(trial: Path, keys: Keys, tmp_path: 
     assert link.asked == ["unregister 101", "register oslo"]
     assert (keys.node("oslo"), link.status[101]) == (102, GONE)
     assert list(keys.revoked_nodes("oslo")) == [("oslo", 101)]
+
+
+@pytest.mark.parametrize("carries_revoked", [True, False])
+def test_a_key_replaced_on_the_machine_of_init_revokes_the_old_one(
+    trial: Path, keys: Keys, tmp_path: Path, carries_revoked: bool
+) -> None:
+    """There no number is kept: the coordinator gets keys/ with another NAME.pub, as by rsync."""
+    link = Link()
+    office = tmp_path / "office"
+    shutil.copytree(trial, office)
+    registered(keys, link)
+    new = make_node_key(tmp_path / "node.key", "oslo")
+    add_site(office, read_plan(office), "oslo", public_key=new)
+    came = office / "coordinator" / "keys"
+    if not carries_revoked:
+        shutil.rmtree(came / "revoked")
+    shutil.copytree(came, keys.folder, dirs_exist_ok=True)
+    link.asked.clear()
+    went_well, said = registered(keys, link)
+    assert went_well
+    assert link.asked == ["unregister 101", "register oslo"]
+    assert "oslo: has another key than the one that was registered" in said
+    assert (keys.node("oslo"), link.status[101]) == (102, GONE)
+    assert list(keys.revoked_nodes("oslo")) == [("oslo", 101)]
+    assert registered(keys, link)[1][-1] == "oslo: registered before, as node 102"
+    # The old one does not come back by a copy of an old folder, nor does that end the new one.
+    shutil.copy(trial / "sites" / "oslo" / "node.key.pub", keys.key("oslo"))
+    went_well, said = registered(keys, link)
+    assert not went_well
+    assert said[-1].startswith("oslo: REFUSED. oslo: oslo.pub was revoked")
+    assert link.status[102] == "registered"
+
+
+def test_removal_after_a_replacement_elsewhere_takes_both_keys(keys: Keys, tmp_path: Path) -> None:
+    link, said = Link(), list[str]()
+    registered(keys, link)
+    shutil.copy(make_node_key(tmp_path / "node.key", "oslo"), keys.key("oslo"))
+    assert remove_site(keys, link, "oslo", said.append)
+    assert link.status == {100: "registered", 101: GONE}
+    assert keys.names() == ["bergen"]
 
 
 def test_removal_takes_every_key_a_site_ever_had(trial: Path, keys: Keys, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from server import progress
 from server.exchange import Rejection
 from server.live_status import StatusFile
 from server.roster import Member, Roster
-from server.run_folder import RunFolder
+from server.run_folder import RunFolder, open_run_folder
 from server.waiting import COMING_BACK, Waiting
 from settings.keys import Value
 from settings.run import run_settings
@@ -246,6 +246,53 @@ def test_a_finished_run_that_is_taken_up_with_more_rounds_is_not_finished(
     assert read_status(run.path).state == "stopped"
     file.run_failed("0 clients connected within 30 s; 2 needed")
     assert read_status(run.path).state == "failed"
+
+
+def test_the_last_round_of_a_take_up_is_not_its_end(run: RunFolder, file: StatusFile) -> None:
+    run.append(round_line(3, ["oslo"], {}))
+    (run.path / "adapter").mkdir()
+    file.run_finished(run.path)
+    file = StatusFile(RunObserver(), run.path, rounds=4, needed=2)
+    opened(file, run)
+    run.append(round_line(4, ["oslo"], {}))
+    with run.locked():  # it evaluates, and writes the adapter anew
+        file.phase_started("writing the adapter")
+        assert (read_status(run.path).state, read_status(run.path).exit_code) == ("running", 2)
+    assert read_status(run.path).state == "stopped"
+    file.run_finished(run.path)
+    assert read_status(run.path).state == "finished"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_run_that_ends_or_begins_while_it_is_read(
+    run: RunFolder, file: StatusFile, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    opened(file, run)
+    looks = []
+
+    def is_locked(folder: RunFolder) -> bool:
+        if ends and len(looks) == 1:  # between the first look and the second
+            file.run_failed("no disk")
+        looks.append(folder)
+        return (len(looks) == 1) == ends
+
+    monkeypatch.setattr(RunFolder, "is_locked", is_locked)
+    assert read_status(run.path).state == ("failed" if ends else "running")
+
+
+def test_a_run_is_locked_before_anybody_can_take_it_for_one(tmp_path: Path) -> None:
+    settings = run_settings({"output": str(tmp_path / "run")})
+    write, seen = RunFolder.write, []
+
+    def look(folder: RunFolder, name: str, data: bytes) -> None:
+        seen.append((name, folder.is_locked()))
+        write(folder, name, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "write", look)
+        with open_run_folder(settings, {"files": []}):
+            assert read_status(tmp_path / "run").state == "running"
+    assert seen == [("data.json", True), ("config.toml", True)]
 
 
 def test_a_run_without_its_adapter_and_without_a_process_has_stopped(
