@@ -21,8 +21,8 @@ from benchmarks.measuring import Row, progress, report
 from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
 from server.broadcast import Asked, ask, broadcast_to
 from server.exchange import Reply
+from server.member import Member
 from server.pieces import Piece, in_pieces
-from server.roster import Member
 from server.telemetry import round_record
 from strategies.registry import make_strategy
 from strategies.strategy import GlobalModel, Strategy, Updates

@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.measuring import Row, progress, ratios, report
 from benchmarks.plain_loop import LOOPS, PlainLoop
 from server.exchange import Rejection
+from server.member import Member
 from server.progress import RunObserver, observe_run
-from server.roster import Member
 from settings.run import RunSettings, run_settings
 from simulations.simulate import prepare, simulate
 

@@ -14,9 +14,11 @@ from adapters.records import from_record
 from server.answer import PRINCIPAL_RECORDS, records_of
 from server.exchange import check_size
 from server.mailbox import Mailbox
+from server.member import Member
 from server.names import name_of_node, registered_names
-from server.roster import Member, Roster, roster_from_answers
+from server.roster import Kind, NoRosterError, Roster, Rules, Told, roster_after
 from server.waiting import Waiting
+from settings.units import counted
 
 POLL_SECONDS = 0.5
 AGAIN_SECONDS = 60.0
@@ -29,63 +31,75 @@ def call_roster(
     mailbox: Mailbox,
     at_least: int,
     timeout: float,
-    base: str | None = None,
+    agreed: Kind | None = None,
     data: Mapping[str, str] | None = None,
     tell: Callable[[Waiting], None] = lambda waiting: None,
-    min_examples: int = 1,
+    rules: Rules | None = None,
 ) -> Roster:
     """Ask every connected node; wait until `at_least` of them can take part.
 
-    Nodes that are slower than the others by half a minute join in a later round.
-    base: of a run that goes on; by default the base that most clients have is the run's.
-    data: of a run that goes on, client -> hash of the data that it began with.
-    Raises UsageError when too few connect, or nobody can take part, with their reasons.
+    Nodes that are slower than the others by half a minute join in a later round. Who cannot take
+    part does not count, and ends no wait for others.
+    agreed, data: of a run that goes on; rules: server/roster.py.
+    Raises UsageError when too few can take part by the deadline, with the reasons of the others.
     """
     began = time.monotonic()
-    asked = Asking(mailbox)
-    answers: dict[int, Message] = {}
+    asked, told = Asking(mailbox), Told()
+    heard: set[int] = set()
+    roster: Roster | None = None
+    nobody: UsageError | None = None
+    left_out: Mapping[str, str] = {}
     heard_enough_at: float | None = None
     while True:
         nodes = set(mailbox.node_ids())
-        asked.ask(nodes - answers.keys())
-        answers |= {answer.metadata.src_node_id: answer for answer in mailbox.answers()}
-        now = time.monotonic()
-        if len(answers) >= at_least:
-            heard_enough_at = heard_enough_at or now
-            if answers.keys() >= nodes or now - heard_enough_at > PATIENCE_SECONDS:
-                break
-        if now - began > timeout:
-            if len(nodes) < at_least:
-                raise UsageError(
-                    f"{len(nodes)} clients connected within {timeout:g} s; {at_least} needed"
-                )
-            break
-        silent = nodes - answers.keys()
+        asked.ask(nodes - heard)
+        answers = mailbox.answers()
+        for answer in answers:
+            told.take(answer)
+            heard.add(answer.metadata.src_node_id)
+        if answers:
+            try:
+                roster, nobody = told.roster(agreed, data, rules), None
+                left_out = roster.left_out
+            except NoRosterError as error:
+                roster, nobody, left_out = None, error, error.left_out
+        members = [member.name for member in roster.members] if roster else []
+        silent, now = nodes - heard, time.monotonic()
+        heard_enough_at = (heard_enough_at or now) if len(members) >= at_least else None
+        if roster and heard_enough_at is not None:
+            if not silent or now - heard_enough_at > PATIENCE_SECONDS:
+                return roster
+        elif now - began > timeout or (mailbox.is_closed and nodes and not silent):
+            raise nobody or _too_few(len(members), len(nodes), at_least, left_out, now - began)
         left = began + timeout - now
         if heard_enough_at is not None:
-            left = min(left, heard_enough_at + PATIENCE_SECONDS - now)
+            left = heard_enough_at + PATIENCE_SECONDS - now
         tell(
             Waiting(
                 "answers of sites",
-                tuple(sorted(_name_of(answer) for answer in answers.values())),
+                tuple(sorted(members)),
                 tuple(name_of_node(node) for node in sorted(silent)),
-                max(0, at_least - len(nodes)),
+                max(0, at_least - len(members) - len(silent)),
                 now - began,
                 left,
                 tuple(name_of_node(node) for node in sorted(silent & asked.again)),
+                left_out,
             )
         )
         time.sleep(POLL_SECONDS)
-    return roster_from_answers(answers.values(), base=base, data=data, min_examples=min_examples)
 
 
-def _name_of(answer: Message) -> str:
-    """What a site is registered as, or else calls itself."""
-    registered = name_of_node(answer.metadata.src_node_id)
-    site = answer.content.get("site") if answer.has_content() else None
-    claimed = site.get("client") if isinstance(site, ConfigRecord) else None
-    is_registered = registered_names() is not None
-    return quoted(claimed, 80) if isinstance(claimed, str) and not is_registered else registered
+def _too_few(
+    members: int, nodes: int, at_least: int, left_out: Mapping[str, str], seconds: float
+) -> UsageError:
+    if nodes < at_least:
+        within = f"{counted(nodes, 'client')} connected within {seconds:.0f} s; {at_least} needed"
+    else:
+        within = f"{members} of {counted(nodes, 'client')} can take part; {at_least} needed"
+    reasons = listing(f"{name}: {why}" for name, why in left_out.items())
+    return UsageError(
+        f"{within} (clients.min-replies){f'. Left out: {reasons}' if reasons else ''}"
+    )
 
 
 class Asking:
@@ -125,17 +139,9 @@ def ask(mailbox: Mailbox, nodes: Iterable[int]) -> None:
 class Attendance:
     """The roster of a run, kept up to date without ever waiting for a site that is silent."""
 
-    def __init__(
-        self,
-        mailbox: Mailbox,
-        roster: Roster,
-        refuse: Callable[[Mapping[str, int]], None],
-        min_examples: int = 1,
-    ) -> None:
-        """refuse: raises UsageError where the run's method cannot take these ranks together."""
+    def __init__(self, mailbox: Mailbox, roster: Roster, rules: Rules | None = None) -> None:
         self._mailbox = mailbox
-        self._refuse = refuse
-        self._min_examples = min_examples
+        self._rules = rules
         self._known = {member.node_id for member in roster.members}
         self._asking = Asking(mailbox)
         self._registered = registered_names()
@@ -145,29 +151,16 @@ class Attendance:
         """Take in who has answered since, ask who is new, and return the members connected now."""
         answers = self._mailbox.answers()
         self._known |= {answer.metadata.src_node_id for answer in answers}
-        if answers:
-            after = roster_from_answers(answers, self.roster, min_examples=self._min_examples)
-            self.roster = self._admit(after)
+        registered = registered_names()
+        has_changed, self._registered = registered != self._registered, registered
+        if answers or has_changed:  # whose key was removed is a member no more
+            self.roster = roster_after(answers, self.roster, self._rules)
         nodes = set(self._mailbox.node_ids())
         self._known &= nodes  # who goes and comes back is asked again
-        if (registered := registered_names()) != self._registered:
-            self._registered = registered  # who was left out may be registered now
+        if has_changed:  # who was left out may be registered now
             self._known &= {member.node_id for member in self.roster.members}
         self._asking.ask(nodes - self._known)
         return self.roster.present(nodes)
-
-    def _admit(self, after: Roster) -> Roster:
-        """The roster without those whose rank the method cannot take beside the others'."""
-        before = self.roster.ranks
-        kept, left_out = [], dict(after.left_out)
-        for member in after.members:
-            try:
-                if before.get(member.name) != member.rank:
-                    self._refuse({**before, member.name: member.rank})
-                kept.append(member)
-            except UsageError as error:
-                left_out[member.name] = str(error)
-        return replace(after, members=kept, left_out=left_out)
 
     def ask_again(self, members: Iterable[Member]) -> None:
         """Who answered badly may have changed: its rank, its base, what it holds."""

@@ -14,8 +14,8 @@ from adapters.codec import pack, unpack, unpack_delta
 from adapters.head import pack_head
 from adapters.records import PIECE, from_record, to_record
 from adapters.terms import Term, sum_of_terms
+from server.member import Member
 from server.pieces import Piece, distinct, start_piece
-from server.roster import Member
 from server.sampling import derive_seed
 from settings.keys import flatten
 from settings.run import MAY_CHANGE_ON_RESUME, RunSettings

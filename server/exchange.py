@@ -18,7 +18,9 @@ from adapters.pruning import kept_rank
 from adapters.records import from_record
 from server.answer import TRAIN_RECORDS, Fields, config, metrics, number, records_of, shown
 from server.broadcast import Asked
-from server.roster import MAX_EXAMPLES, Member, Roster, holdings
+from server.member import MAX_EXAMPLES, Member, holdings
+from server.names import refuse_removed
+from server.roster import Roster
 from settings.run import RunSettings
 from strategies.strategy import BOTH
 
@@ -99,7 +101,7 @@ def admit_replies(
         if asked is None:
             continue
         try:
-            replies[node] = _admit(answer, asked, start, roster, settings.wire.dtype, server_round)
+            replies[node] = _admit(answer, asked, start, roster, settings, server_round)
         except (AdapterError, ReplyError) as error:
             rejected[node] = rejection(asked.member.name, error)
         if len(replies) == enough:
@@ -133,10 +135,11 @@ def _admit(
     asked: Asked,
     start: Adapter | None,
     roster: Roster,
-    wire_dtype: str,
+    settings: RunSettings,
     server_round: int,
 ) -> Reply:
-    member = asked.member
+    member, wire_dtype = asked.member, settings.wire.dtype
+    least_examples = settings.clients.min_examples  # believed when it was asked, held here
     allowed = TRAIN_RECORDS - (set() if _sends_head(asked, roster) else {"head"})
     content = open_reply(message, allowed, server_round, roster.base, member.data)
     packed = from_record(
@@ -149,7 +152,9 @@ def _admit(
     adapter = unpack(packed, known, limits)
     check_adapter(adapter, asked, roster.shapes)
     head, head_bytes = _admit_head(content, asked, roster)
-    num_examples = int(number(metrics(content), "num-examples", 1, MAX_EXAMPLES, is_whole=True))
+    num_examples = int(
+        number(metrics(content), "num-examples", least_examples, MAX_EXAMPLES, is_whole=True)
+    )
     numbers = read_metrics(content)
     return Reply(member, adapter, num_examples, numbers, len(packed) + head_bytes, head=head)
 
@@ -178,6 +183,7 @@ def open_reply(
     allowed: the records that may be in it.
     data: the hash that the client told when it was asked who it is; empty where it told none.
     """
+    refuse_removed(message.metadata.src_node_id)
     content = records_of(message, allowed)
     told = config(content, "reply")
     _check_stamp(told, server_round, base, data)

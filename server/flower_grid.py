@@ -83,6 +83,11 @@ class Postbox:
         self._here: list[Message] = []
         self._gate = _Gate()
 
+    @property
+    def is_networked(self) -> bool:
+        """Whether sites are elsewhere, and may come and go."""
+        return isinstance(self._grid, HttpGrid)
+
     def pull(self, questions: Mapping[str, Question]) -> list[Message]:
         """The answers that are here, each naming as its source the node that was asked.
 

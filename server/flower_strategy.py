@@ -31,7 +31,7 @@ from server.evaluation import evaluate_on_clients
 from server.exchange import admit_replies
 from server.guard import guard, keeps_b
 from server.mailbox import Mailbox
-from server.method import method_of
+from server.method import method_of, rules_of
 from server.roster import Roster
 from server.rounds import begin_model
 from server.sampling import derive_seed, sample_cohort
@@ -39,7 +39,6 @@ from server.start_adapter import read_start_adapter, with_adapter
 from server.telemetry import round_record
 from settings.keys import flatten
 from settings.run import RunSettings, run_settings
-from strategies.registry import refuse_ranks
 from strategies.strategy import GlobalModel, Updates
 
 log = logging.getLogger("bouquet")
@@ -170,9 +169,8 @@ class FlowerStrategy(FlowerBase):
                 Mailbox(grid),
                 clients.min_replies,
                 clients.timeout_seconds,
-                min_examples=clients.min_examples,
+                rules=rules_of(self.settings, self._strategy),
             )
-            refuse_ranks(self.settings.strategy.name, self._strategy, self._roster.ranks)
         return self._roster
 
     def _messages(

@@ -15,8 +15,9 @@ from typing import Any
 
 from adapters.errors import UsageError, quoted
 from server.exchange import Rejection
+from server.member import Member
 from server.progress import RunObserver
-from server.roster import Member, Roster
+from server.roster import Roster
 from server.run_folder import read_records
 from server.waiting import COMING_BACK, Waiting
 from settings.events import log, logfmt
@@ -187,6 +188,10 @@ class StatusFile(RunObserver):
             else:
                 site.state = "late" if name in waiting.late else "asked"
                 site.asked_at = since
+        for name, why in waiting.left_out.items():
+            site = status.site(name)
+            changed |= site.state != "left out"
+            site.state, site.words, site.late_since = "left out", quoted(why), None
         if changed or time.monotonic() - self._written >= WRITE_EVERY_SECONDS:
             self._write()
         self._behind.waiting(waiting)

@@ -67,6 +67,11 @@ class Mailbox:
         self.unheard: list[Message] = []
         """Answers that had come when the caller of `exchange` stopped listening."""
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether all nodes are there from the start, as in a simulation: nobody else can come."""
+        return not self._postbox.is_networked
+
     def node_ids(self) -> list[int]:
         """The nodes that are connected now, sorted."""
         return sorted(_patiently(self._grid.get_node_ids))

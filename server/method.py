@@ -1,8 +1,9 @@
 """The strategy that a run's configuration names."""
 
 from adapters.errors import UsageError
+from server.roster import Rules
 from settings.run import RunSettings
-from strategies.registry import Options, make_strategy, refuse_weights
+from strategies.registry import Options, make_strategy, refuse_weights, why_one_rank
 from strategies.strategy import Strategy
 
 
@@ -21,6 +22,13 @@ def method_of(settings: RunSettings) -> Strategy:
     refuse_weights(strategy.name, method, settings.clients.weights)
     _check_head(settings)
     return method
+
+
+def rules_of(settings: RunSettings, strategy: Strategy) -> Rules:
+    """Who may take part in a run with these settings."""
+    clients = settings.clients
+    one_rank = why_one_rank(settings.strategy.name, strategy)
+    return Rules(clients.min_examples, clients.max_rank, one_rank)
 
 
 def has_own_models(settings: RunSettings, strategy: Strategy) -> bool:

@@ -60,6 +60,13 @@ def true_name(node: int, claimed: str) -> str:
     return names[node]
 
 
+def refuse_removed(node: int) -> None:
+    """ReplyError for a node whose key was removed since it was asked."""
+    names = registered_names()
+    if names is not None and node not in names:
+        raise ReplyError("its key was removed while it was at work")
+
+
 def name_of_node(node: int) -> str:
     """What to call a node that has not answered."""
     return (registered_names() or {}).get(node, f"node {node}")

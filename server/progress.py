@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from server.exchange import Rejection
-from server.roster import Member, Roster
+from server.member import Member
+from server.roster import Roster
 from server.waiting import Sparingly, Waiting
 from settings.events import log, log_to_stdout, logfmt
 

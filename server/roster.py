@@ -1,81 +1,38 @@
-"""Who can take part: what each node says of itself, and whether it fits the others."""
+"""Who can take part: what the nodes say of themselves, and whether it fits together."""
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import NamedTuple
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 
 from adapters.errors import ReplyError, UsageError, listing
-from server.answer import (
-    QUERY_RECORDS,
-    Fields,
-    config,
-    failure_of,
-    records_of,
-    text,
-    texts,
-    whole,
-    wholes,
-)
-from server.names import registered_names, true_name
-from settings.keys import as_list, listed
-from settings.labels import canonical_label
-from settings.site import NAME
+from server.member import LONGEST_SIDE, Member, claimed_name, member_of
+from server.names import registered_names
 from settings.units import counted
 
 
-@dataclass(frozen=True)
-class Member:
-    """One client that can take part."""
-
-    name: str
-    number: int
-    node_id: int
-    rank: int
-    num_examples: int
-    base: str
-    shapes: tuple[tuple[str, int, int], ...]
-    """(module, m, n) for each module that it adapts."""
-    head_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """(name, shape) of what it trains beside them."""
-    labels: tuple[str, ...] = ()
-    """Of a classifier, in the order of its classes."""
-    holds: frozenset[str] = frozenset()
-    """The pieces of merged that it has, by version."""
-    data: str = ""
-    """Hash of the data that it trains on; empty where it did not say."""
-    template: str = ""
-    """Hash of the file with a chat template that it was told to use; empty: the base's own."""
-
-
-LONGEST_LABEL = 1000
-LONGEST_NAME = 40
-LONGEST_BASE = 80
-HASH = r"[0-9a-f]{0,64}"
-MAX_EXAMPLES = 10**9
-MAX_NUMBER = 10**9
-MOST_MODULES = 100_000
-LONGEST_MODULE = 500
-LONGEST_SIDE = 10**7
-MOST_HEADS = 64
-HEAD_SHAPE = r"[1-9][0-9]{0,7}(x[1-9][0-9]{0,7}){0,3}"
-MOST_HEAD_VALUES = 10**10
-MOST_PIECES = 100_000
-
-
 class Kind(NamedTuple):
-    """What all members of a run agree in."""
+    """What all members of a run agree in; None where that is open still, or need not be agreed."""
 
-    base: str
-    shapes: tuple[tuple[str, int, int], ...]
-    head: tuple[tuple[str, tuple[int, ...]], ...]
-    labels: tuple[str, ...]
-    template: str
+    base: str | None = None
+    shapes: tuple[tuple[str, int, int], ...] | None = None
+    head: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    labels: tuple[str, ...] | None = None
+    template: str | None = None
     """Hash of the file with a chat template; empty where there is none."""
+    rank: int | None = None
+    """Where the method averages factors entry by entry."""
+
+
+class Rules(NamedTuple):
+    """Who may take part, whatever the others are."""
+
+    min_examples: int = 1
+    max_rank: int = LONGEST_SIDE
+    one_rank: str = ""
+    """Why the method needs the same rank of all; empty where it does not."""
 
 
 @dataclass(frozen=True)
@@ -94,90 +51,86 @@ class Roster:
     """Of a classifier, in the order of its classes."""
     template: str = ""
     """Hash of the file with the chat template; empty: the base's own."""
+    rank: int | None = None
+    """Of all members, where the method needs the same of all."""
 
     @property
     def ranks(self) -> dict[str, int]:
         """Client -> rank."""
         return {member.name: member.rank for member in self.members}
 
+    @property
+    def kind(self) -> Kind:
+        """What its members agree in."""
+        shapes = tuple(sorted((name, m, n) for name, (m, n) in self.shapes.items()))
+        head = tuple(sorted(self.head_shapes.items()))
+        return Kind(self.base, shapes, head, self.labels, self.template, self.rank)
+
     def present(self, nodes: Collection[int]) -> list[Member]:
         """The members among these nodes, in roster order."""
         return [member for member in self.members if member.node_id in nodes]
 
 
-def roster_from_answers(
-    answers: Iterable[Message],
-    known: Roster | None = None,
-    base: str | None = None,
-    data: Mapping[str, str] | None = None,
-    min_examples: int = 1,
-) -> Roster:
-    """The roster that these answers to `query` make, sorted by number and name.
+class NoRosterError(UsageError):
+    """Of those who have answered, nobody can take part; who comes later may."""
 
-    The base that most clients have is the run's, unless `base` names it.
-    known: who took part before; a node that answers again replaces what it said then, and the
-    run's base stays what it was.
-    data: client -> hash of the data that it began the run with; one whose data have changed since
-    is left out.
-    min_examples: who has fewer does not take part.
-    Raises UsageError when nobody can take part, with their reasons.
+    def __init__(self, words: str, left_out: Mapping[str, str]) -> None:
+        super().__init__(words)
+        self.left_out = dict(left_out)
+
+
+class Told:
+    """What nodes have said of themselves before a run, the last word of each."""
+
+    def __init__(self, answers: Iterable[Message] = ()) -> None:
+        self._members: dict[int, Member] = {}
+        self._odd: dict[int, tuple[str, str]] = {}
+        for answer in answers:
+            self.take(answer)
+
+    def take(self, answer: Message) -> None:
+        """Read an answer to `query`; one that makes no sense leaves its node out."""
+        node = answer.metadata.src_node_id
+        self._members.pop(node, None)
+        self._odd.pop(node, None)
+        try:
+            self._members[node] = member_of(answer)
+        except ReplyError as error:
+            self._odd[node] = claimed_name(answer), str(error)
+
+    def roster(
+        self,
+        agreed: Kind | None = None,
+        data: Mapping[str, str] | None = None,
+        rules: Rules | None = None,
+    ) -> Roster:
+        """Who can take part, sorted by number and name.
+
+        agreed: of a run that goes on. What is not agreed is as most clients have it.
+        data: of a run that goes on, client -> hash of the data that it began with; one whose data
+        have changed since is left out.
+        Raises NoRosterError where nobody can take part, or as many clients are of one kind as of
+        another, with their reasons.
+        """
+        agreed, rules, data = agreed or Kind(), rules or Rules(), data or {}
+        found, odd = _distinct_names(list(self._members.values())), dict(self._odd.values())
+        fit = [member for member in found if not _why_not(member, agreed, data, rules)]
+        if not fit:
+            left_out = odd | {m.name: _why_not(m, agreed, data, rules) for m in found}
+            reasons = listing(f"{name}: {why}" for name, why in left_out.items())
+            words = f"no client can take part: {reasons or 'no node is connected'}"
+            raise NoRosterError(words, left_out)
+        return _roster(found, odd, _most_common(fit, rules, odd), data, rules)
+
+
+def roster_after(answers: Iterable[Message], known: Roster, rules: Rules | None = None) -> Roster:
+    """The roster of a run that is under way, after these answers.
+
+    A node that answers again replaces what it said before; what was agreed stays what it was.
     """
-    found, left_out = _read(answers, known)
-    for member in [member for member in found if member.num_examples < min_examples]:
-        found.remove(member)
-        left_out[member.name] = (
-            f"has {counted(member.num_examples, 'training example')}; clients.min-examples is "
-            f"{min_examples}"
-        )
-    if known is None:
-        agreed = _most_common([member for member in found if base in (None, member.base)])
-        found = _distinct_names(found)
-    else:
-        agreed = _kind_of_run(known)
-        found = _joined(known.members, found)
-    members = []
-    began = dict(known.data if known else data or {})
-    for member in sorted(found, key=_order):
-        before = began.get(member.name, "")
-        if before and member.data and member.data != before:
-            left_out[member.name] = (
-                f"its data have changed since the run began (hash {member.data}, before {before}): "
-                "bring them back, or begin a new run"
-            )
-        elif agreed and _kind(member) == agreed:
-            members.append(member)
-            began[member.name] = before or member.data
-        elif agreed and _kind(member)._replace(template=agreed.template) == agreed:
-            left_out[member.name] = (
-                f"has another chat template ({_template(member.template)}, the run's is "
-                f"{_template(agreed.template)}): data.chat-template-file must hold the same at "
-                "every site"
-            )
-        elif agreed and _kind(member)[:2] == agreed[:2]:
-            left_out[member.name] = "has another classification head: data.labels must be the same"
-        else:
-            wanted = agreed.base if agreed else base
-            left_out[member.name] = f"has base model {member.base}, the run's is {wanted}"
-    if agreed is None or not (members or known):
-        reasons = listing(f"{name}: {why}" for name, why in left_out.items())
-        raise UsageError(f"no client can take part: {reasons or 'no node is connected'}")
-    return Roster(
-        members,
-        agreed.base,
-        {name: (m, n) for name, m, n in agreed.shapes},
-        left_out,
-        head_shapes=dict(agreed.head),
-        data=began,
-        labels=agreed.labels,
-        template=agreed.template,
-    )
-
-
-def _read(answers: Iterable[Message], known: Roster | None) -> tuple[list[Member], dict[str, str]]:
-    """The members that these answers describe, and who is left out with them."""
-    names = {member.node_id: member.name for member in known.members} if known else {}
+    names = {member.node_id: member.name for member in known.members}
     found: list[Member] = []
-    left_out = dict(known.left_out) if known else {}
+    left_out = dict(known.left_out)
     for answer in answers:
         node = answer.metadata.src_node_id
         own = {f"node {node}", names.get(node)}
@@ -185,23 +138,79 @@ def _read(answers: Iterable[Message], known: Roster | None) -> tuple[list[Member
             n: why for n, why in left_out.items() if n not in own and not n.endswith(f"@{node}")
         }
         try:
-            found.append(_member(answer))
+            found.append(member_of(answer))
             left_out.pop(found[-1].name, None)
         except ReplyError as error:
             before = " (what it said before stands)" if node in names else ""
-            left_out[names.get(node) or _claimed_name(answer)] = f"{error}{before}"
-    return found, left_out
+            left_out[names.get(node) or claimed_name(answer)] = f"{error}{before}"
+    members = _joined(known.members, found)
+    return _roster(members, left_out, known.kind, known.data, rules or Rules())
 
 
-def _claimed_name(answer: Message) -> str:
-    """What to call a node that does not take part; the name beside a failure is its word alone."""
-    node = answer.metadata.src_node_id
-    if registered := (registered_names() or {}).get(node):
-        return registered
-    content = answer.content if answer.has_content() else RecordDict()
-    claimed = failure_of(content).get("client", "") if "failure" in content else ""
-    is_name = re.fullmatch(NAME, claimed) and len(claimed) <= LONGEST_NAME
-    return f"{claimed}@{node}" if is_name else f"node {node}"
+def _roster(
+    found: list[Member],
+    left_out: Mapping[str, str],
+    kind: Kind,
+    data: Mapping[str, str],
+    rules: Rules,
+) -> Roster:
+    members, left_out, began = [], dict(left_out), dict(data)
+    for member in sorted(found, key=_order):
+        if why := _why_not(member, kind, data, rules):
+            left_out[member.name] = why
+        else:
+            members.append(member)
+            began[member.name] = began.get(member.name) or member.data
+    return Roster(
+        members,
+        kind.base or "",
+        {name: (m, n) for name, m, n in kind.shapes or ()},
+        left_out,
+        head_shapes=dict(kind.head or ()),
+        data=began,
+        labels=kind.labels or (),
+        template=kind.template or "",
+        rank=kind.rank,
+    )
+
+
+def _why_not(member: Member, kind: Kind, data: Mapping[str, str], rules: Rules) -> str:
+    """Why this client cannot take part; empty where it can."""
+    if member.num_examples < rules.min_examples:
+        has = counted(member.num_examples, "training example")
+        return f"has {has}; clients.min-examples is {rules.min_examples}"
+    if member.rank > rules.max_rank:
+        return f"trains rank {member.rank}; clients.max-rank is {rules.max_rank}"
+    before = data.get(member.name, "")
+    if before and member.data and member.data != before:
+        return (
+            f"its data have changed since the run began (hash {member.data}, before {before}): "
+            "bring them back, or begin a new run"
+        )
+    return _difference(member, kind, rules)
+
+
+def _difference(member: Member, kind: Kind, rules: Rules) -> str:
+    """In what it is of another kind than the run; empty where it is of the same."""
+    its = _kind(member, rules)
+    where = [name for name in kind._fields if getattr(kind, name) not in (None, getattr(its, name))]
+    if not where:
+        return ""
+    return {
+        "base": f"has base model {its.base}, the run's is {kind.base}",
+        "shapes": "adapts other modules than the run, or of other sizes: "
+        f"{_odd_modules(its, kind)}. Base and lora.target-modules must be the same at every site",
+        "head": "has another classification head: data.labels must be the same",
+        "labels": "has another classification head: data.labels must be the same",
+        "template": f"has another chat template ({_template(its.template)}, the run's is "
+        f"{_template(kind.template)}): data.chat-template-file must hold the same at every site",
+        "rank": f"trains rank {its.rank}, the run's is {kind.rank}: {rules.one_rank}",
+    }[where[0]]
+
+
+def _odd_modules(one: Kind, other: Kind) -> str:
+    odd = sorted(set(one.shapes or ()) ^ set(other.shapes or ()))
+    return listing((f"{name} {m} x {n}" for name, m, n in odd), limit=3)
 
 
 def _joined(known: list[Member], newcomers: list[Member]) -> list[Member]:
@@ -222,101 +231,59 @@ def _joined(known: list[Member], newcomers: list[Member]) -> list[Member]:
     return list(members.values())
 
 
-def _kind(member: Member) -> Kind:
-    return Kind(member.base, member.shapes, member.head_shapes, member.labels, member.template)
+def _kind(member: Member, rules: Rules) -> Kind:
+    rank = member.rank if rules.one_rank else None
+    return Kind(
+        member.base, member.shapes, member.head_shapes, member.labels, member.template, rank
+    )
 
 
-def _template(template: str) -> str:
+def _template(template: str | None) -> str:
     return f"hash {template}" if template else "no file"
 
 
-def _kind_of_run(roster: Roster) -> Kind:
-    shapes = tuple(sorted((name, m, n) for name, (m, n) in roster.shapes.items()))
-    head = tuple(sorted(roster.head_shapes.items()))
-    return Kind(roster.base, shapes, head, roster.labels, roster.template)
+def _most_common(members: list[Member], rules: Rules, odd: Mapping[str, str]) -> Kind:
+    """The kind of more members than are of any other; NoRosterError where there is none."""
+    kinds: dict[Kind, list[str]] = {}
+    for member in sorted(members, key=_order):
+        kinds.setdefault(_kind(member, rules), []).append(member.name)
+    most = max(map(len, kinds.values()))
+    tied = {kind: names for kind, names in kinds.items() if len(names) == most}
+    first, *others = tied
+    if others:
+        raise NoRosterError(_tie(tied, rules), odd)
+    return first
 
 
-def _most_common(members: list[Member]) -> Kind | None:
-    kinds = Counter(_kind(member) for member in sorted(members, key=_order))
-    return kinds.most_common(1)[0][0] if kinds else None
+def _tie(tied: Mapping[Kind, list[str]], rules: Rules) -> str:
+    """Why none of these kinds can be the run's."""
+    one, other, *_ = tied
+    what = next(name for name in one._fields if getattr(one, name) != getattr(other, name))
+    sides = listing(
+        (f"{_shown(kind, what)}: {listing(names)}" for kind, names in tied.items()), limit=3
+    )
+    differ = f" (they differ in {_odd_modules(one, other)})" if what == "shapes" else ""
+    why = rules.one_rank if what == "rank" else "all sites of a run must agree"
+    return (
+        f"no client can take part: {counted(len(tied), 'kind')} of sites are as many as each "
+        f"other, and {why}. {sides}{differ}. Bring them in line, or take out who does not belong"
+    )
+
+
+def _shown(kind: Kind, what: str) -> str:
+    """What a kind has where it differs from another."""
+    return {
+        "base": f"base model {kind.base}",
+        "shapes": f"{counted(len(kind.shapes or ()), 'module')} to adapt",
+        "head": f"a head of {listing(f'{name} {shape}' for name, shape in kind.head or ())}",
+        "labels": f"labels {listing(kind.labels or ())}",
+        "template": f"chat template {_template(kind.template)}",
+        "rank": f"rank {kind.rank}",
+    }[what]
 
 
 def _order(member: Member) -> tuple[int, str, int]:
     return member.number, member.name, member.node_id
-
-
-def _member(answer: Message) -> Member:
-    node = answer.metadata.src_node_id
-    site = config(records_of(answer, QUERY_RECORDS), "site")
-    shapes = _shapes(site)
-    head_shapes = _head_shapes(site)
-    smallest = min((min(m, n) for _, m, n in shapes), default=0)
-    if not smallest:
-        raise ReplyError("it names no module that it would train")
-    rank = whole(site, "rank", 1, LONGEST_SIDE)
-    if rank > smallest:
-        raise ReplyError(f"rank {rank} does not fit modules of smallest side {smallest}")
-    return Member(
-        name=true_name(node, text(site, "client", LONGEST_NAME, NAME)),
-        number=whole(site, "number", 0, MAX_NUMBER),
-        node_id=node,
-        rank=rank,
-        num_examples=whole(site, "num-examples", 0, MAX_EXAMPLES),
-        base=text(site, "base", LONGEST_BASE),
-        shapes=shapes,
-        head_shapes=head_shapes,
-        labels=_labels(site, max((shape[0] for _, shape in head_shapes), default=0)),
-        holds=holdings(site),
-        data=text({"data": "", **site}, "data", 64, HASH),
-        template=text({"chat-template": "", **site}, "chat-template", 64, HASH),
-    )
-
-
-def _shapes(site: Fields) -> tuple[tuple[str, int, int], ...]:
-    """(module, m, n) of each module, sorted."""
-    modules = _names(site, "modules", MOST_MODULES)
-    sides = [wholes(site, key, MOST_MODULES, 1, LONGEST_SIDE) for key in ("rows", "columns")]
-    if any(len(side) != len(modules) for side in sides):
-        counts = listing(f"{len(side):,}" for side in sides)
-        raise ReplyError(f"it names {len(modules):,} modules, and rows and columns of {counts}")
-    return tuple(sorted(zip(modules, *sides, strict=True)))
-
-
-def _head_shapes(site: Fields) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """(name, shape) of each array of a head, sorted."""
-    names = _names(site, "head", MOST_HEADS)
-    told = texts(site, "head-shapes", MOST_HEADS, 40, HEAD_SHAPE)
-    if len(told) != len(names):
-        raise ReplyError(f"it names {len(names)} arrays of a head, and {len(told)} shapes")
-    shapes = [tuple(map(int, shape.split("x"))) for shape in told]
-    if sum(map(prod, shapes)) > MOST_HEAD_VALUES:
-        raise ReplyError(f"its head has more than {MOST_HEAD_VALUES:,} values")
-    return tuple(sorted(zip(names, shapes, strict=True)))
-
-
-def _names(site: Fields, key: str, most: int) -> list[str]:
-    names = texts(site, key, most, LONGEST_MODULE)
-    if len(set(names)) < len(names):
-        raise ReplyError(f"each of {key} must be there once; it names one twice")
-    return names
-
-
-def _labels(site: Fields, most: int) -> tuple[str, ...]:
-    """These labels where a key can hold them, at most so many; a site that sends others lies."""
-    value = site.get("labels", [])
-    if not isinstance(value, list) or len(value) > most:
-        raise ReplyError(f"its labels are no list of at most {most}")
-    if not all(isinstance(label, str) and len(label) <= LONGEST_LABEL for label in value):
-        raise ReplyError(f"its labels are not texts of at most {LONGEST_LABEL} characters")
-    held = tuple(canonical_label(label) for label in listed(as_list(value)))
-    if held != tuple(value) or len(value) == 1 or "" in value or len(set(value)) < len(value):
-        raise ReplyError("its labels are not at least two, each once and none empty")
-    return held
-
-
-def holdings(record: Fields) -> frozenset[str]:
-    """The pieces that a client says it has, by version."""
-    return frozenset(texts({"holds": [], **record}, "holds", MOST_PIECES, 64, HASH))
 
 
 def _distinct_names(members: list[Member]) -> list[Member]:

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from adapters.adapter import draw
 from adapters.algebra import balanced_at
 from adapters.codec import as_sent
-from adapters.errors import BouquetError, ReplyError, UsageError, listing
+from adapters.errors import BouquetError, ReplyError, listing
 from adapters.peft_files import PeftAdapter
 from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
 from server.alarms import Alarms
@@ -45,10 +45,11 @@ from server.exchange import Admitted, Rejection, admit_replies, reply_bytes
 from server.guard import guard, keeps_b
 from server.live_status import StatusFile
 from server.mailbox import Look, Mailbox
-from server.method import has_own_models, method_of
+from server.member import Member, holdings
+from server.method import has_own_models, method_of, rules_of
 from server.pieces import in_pieces
 from server.progress import RunObserver, current_observer
-from server.roster import Member, Roster, holdings
+from server.roster import Kind, Roster, Rules
 from server.run_folder import RunFolder, open_run_folder, refuse_other_data
 from server.sampling import cohort_size, derive_seed, sample_cohort
 from server.start_adapter import keep_start_adapter, read_start_adapter, with_adapter
@@ -56,7 +57,6 @@ from server.state import ServerState
 from server.telemetry import base_record, round_record
 from server.waiting import COMING_BACK, Waiting
 from settings.run import RunSettings
-from strategies.registry import refuse_ranks
 from strategies.strategy import GlobalModel, Strategy, Updates
 
 WAIT_SECONDS = 0.5
@@ -94,28 +94,21 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
             Alarms(settings.status, folder.path),
         )
         with _failures_told(observer):
+            rules = rules_of(settings, strategy)
             roster = call_roster(
                 mailbox,
                 settings.clients.min_replies,
                 settings.clients.timeout_seconds,
-                state.base if state else None,
+                _agreed(state, rules) if state else None,
                 state.data if state else None,
                 observer.waiting,
-                settings.clients.min_examples,
+                rules,
             )
-            refuse_ranks(settings.strategy.name, strategy, roster.ranks)
             settings = with_labels(asked_for, roster.labels)
             folder.check_same(settings)
             folder.keep_config(settings)
-            attendance = Attendance(
-                mailbox,
-                roster,
-                lambda ranks: refuse_ranks(settings.strategy.name, strategy, ranks),
-                settings.clients.min_examples,
-            )
+            attendance = Attendance(mailbox, roster, rules)
             run = Run(settings, strategy, mailbox, attendance, folder, observer)
-            if state is not None:
-                _check_same_base(state, roster)
             _play(run, state)
     return folder.path
 
@@ -149,12 +142,17 @@ def _failures_told(observer: RunObserver) -> Iterator[None]:
         raise
 
 
-def _check_same_base(state: ServerState, roster: Roster) -> None:
-    if state.base != roster.base or dict(state.shapes) != dict(roster.shapes):
-        raise UsageError(
-            f"the run was begun on base model {state.base}, but the clients now have "
-            f"{roster.base}: a resumed run needs the same base and target modules"
-        )
+def _agreed(state: ServerState, rules: Rules) -> Kind:
+    """What the members of a run that goes on have agreed in."""
+    start = state.model.start
+    return Kind(
+        state.base,
+        tuple(sorted((name, m, n) for name, (m, n) in state.shapes.items())),
+        tuple(sorted(state.head_shapes.items())),
+        state.labels,
+        state.template,
+        start.rank if rules.one_rank and start is not None else None,
+    )
 
 
 def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
@@ -163,7 +161,15 @@ def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
     roster = run.attendance.roster
     model = with_adapter(begin_model(run.settings, run.strategy, roster, run.mailbox), adapter)
     state = ServerState(
-        0, model, roster.base, roster.shapes, 0, roster.head_shapes, data=roster.data
+        0,
+        model,
+        roster.base,
+        roster.shapes,
+        0,
+        roster.head_shapes,
+        data=roster.data,
+        labels=roster.labels,
+        template=roster.template,
     )
     pieces, merged = in_pieces((), GlobalModel(), model, run.settings.wire.dtype)
     state = replace(state, model=replace(model, merged=merged, increment=None), pieces=pieces)

@@ -46,6 +46,10 @@ class ServerState:
     """What model.merged is the sum of, where it travels in pieces."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Client -> hash of the data that it began the run with."""
+    labels: tuple[str, ...] | None = None
+    """Of a classifier, as the run's first members agreed; None: saved by an older version."""
+    template: str | None = None
+    """Hash of the file with the chat template, likewise."""
 
 
 def save_state(state: ServerState, folder: Path) -> None:
@@ -70,6 +74,8 @@ def save_state(state: ServerState, folder: Path) -> None:
             "head_shapes": {name: list(shape) for name, shape in state.head_shapes.items()},
             "memory": dict(state.model.memory),
             "data": dict(state.data),
+            "labels": state.labels,
+            "template": state.template,
             "pieces": None if state.pieces is None else [piece.kind for piece in state.pieces],
             "log_bytes": state.log_bytes,
             "files": hashes,
@@ -175,6 +181,8 @@ def _read_state(path: Path, wire_dtype: str) -> ServerState:
         head_shapes=head_shapes,
         pieces=pieces,
         data=manifest["data"],
+        labels=None if manifest.get("labels") is None else tuple(manifest["labels"]),
+        template=manifest.get("template"),
     )
 
 

@@ -1,8 +1,9 @@
 """For whom a run waits, since when, and what it says of that."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from adapters.errors import listing
+from adapters.errors import listing, quoted
 from settings.units import counted
 
 LONGEST_SILENCE_SECONDS = 60.0
@@ -28,6 +29,8 @@ class Waiting:
     """Seconds until it ends."""
     late: tuple[str, ...] = ()
     """Of the missing, who was silent for so long that it was asked again."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Who has answered and cannot take part, and why."""
 
     def __str__(self) -> str:
         """The wait in one line.
@@ -43,6 +46,9 @@ class Waiting:
             parts.append(f"silent: {listing(self.missing, limit=20)}")
         if self.late:
             parts.append(f"asked again: {listing(self.late, limit=20)}")
+        if self.left_out:
+            reasons = (f"{name} ({quoted(why, 200)})" for name, why in self.left_out.items())
+            parts.append(f"left out: {listing(reasons, limit=3)}")
         return "; ".join(parts)
 
 
@@ -60,6 +66,7 @@ class Sparingly:
         self._next = 0.0
         self._last = 0.0
         self._here: tuple[str, ...] = ()
+        self._left_out: set[str] = set()
 
     def due(self, waiting: Waiting) -> bool:
         """Whether this look should be told; a new wait, or who came, begins anew.
@@ -69,10 +76,11 @@ class Sparingly:
         if not waiting.missing and not waiting.more:
             return False
         if waiting.seconds < self._last:
-            self._next, self._here = 0.0, ()
+            self._next, self._here, self._left_out = 0.0, (), set()
         self._last = waiting.seconds
-        if waiting.seconds < self._next and waiting.here == self._here:
+        came = waiting.here != self._here or waiting.left_out.keys() - self._left_out
+        if waiting.seconds < self._next and not came:
             return False
-        self._here = waiting.here
+        self._here, self._left_out = waiting.here, set(waiting.left_out)
         self._next = waiting.seconds + min(1.0 + waiting.seconds, LONGEST_SILENCE_SECONDS)
         return True

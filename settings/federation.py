@@ -83,6 +83,10 @@ class ClientsSettings:
         "site may ask for more with min-examples of its own.",
         at_least=1,
     )
+    max_rank: int = key(
+        "A site of a higher rank does not take part: the server holds adapters of its rank.",
+        at_least=1,
+    )
     timeout_seconds: float = key(
         "Deadline of a round: who has not answered by then is left out of it.", above=0
     )

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from adapters.errors import quoted
 from server.exchange import Rejection
+from server.member import Member
 from server.progress import RunObserver
-from server.roster import Member, Roster
+from server.roster import Roster
 from settings.run import RunSettings
 from settings.site import client_name
 from settings.units import human_bytes

@@ -20,8 +20,9 @@ from rich.text import Text
 
 from adapters.errors import listing, quoted
 from server.exchange import Rejection
+from server.member import Member
 from server.progress import RunObserver
-from server.roster import Member, Roster
+from server.roster import Roster
 from server.run_folder import RunFolder
 from settings.run import RunSettings
 from settings.site import client_name

@@ -72,6 +72,11 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     strategy = method_of(settings)
     ranks = {client_name(k): rank for k, rank in enumerate(settings.ranks())}
     refuse_ranks(settings.strategy.name, strategy, ranks)
+    if (highest := max(ranks.values())) > settings.clients.max_rank:
+        raise UsageError(
+            f"--ranks has {highest} and clients.max-rank is {settings.clients.max_rank}: train a "
+            f"lower rank, or allow it with clients.max-rank={highest}"
+        )
     _refuse_unheld(settings, strategy)
     resumes = settings.resume and settings.output != ""
     if resumes:

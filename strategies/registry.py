@@ -103,6 +103,17 @@ def refuse_weights(name: str, strategy: Strategy, weights: str) -> None:
     )
 
 
+def why_one_rank(name: str, strategy: Strategy) -> str:
+    """Why all clients of this strategy need the same rank; empty where they do not."""
+    if strategy.properties.mixed_ranks:
+        return ""
+    others = [other for other in STRATEGIES if make_strategy(other).properties.mixed_ranks]
+    return (
+        f"{name} averages the factors entry by entry and needs one rank for all clients "
+        f"(strategies for mixed ranks: {', '.join(others)})"
+    )
+
+
 def refuse_ranks(name: str, strategy: Strategy, ranks: Mapping[str, int]) -> None:
     """UsageError, before any training, where these clients' ranks do not fit the strategy.
 

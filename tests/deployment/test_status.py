@@ -13,7 +13,8 @@ from deployment.status import read_status
 from server import progress
 from server.exchange import Rejection
 from server.live_status import StatusFile
-from server.roster import Member, Roster
+from server.member import Member
+from server.roster import Roster
 from server.run_folder import RunFolder, open_run_folder
 from server.waiting import COMING_BACK, Waiting
 from settings.keys import Value

@@ -224,7 +224,7 @@ MALFORMED_SITES: dict[str, tuple[Bad, str]] = {
         "the client reports: no data",
     ),
     "another base": (site(base="other"), "has base model other, the run's is fake-base"),
-    "other modules": (site(modules=["q", "v", "k"]), "has base model fake-base"),
+    "other modules": (site(modules=["q", "v", "k"]), "adapts other modules than the run"),
     "another head": (site(head=["w"], head_shapes=["3x5"]), "another classification head"),
 }
 BAD_METRICS: dict[str, tuple[dict[str, Any], str]] = {

@@ -15,7 +15,8 @@ from adapters.codec import budget_bytes, pack
 from adapters.records import to_record
 from server.broadcast import Asked, broadcast, round_messages
 from server.exchange import admit_replies
-from server.roster import Member, Roster
+from server.member import Member
+from server.roster import Roster
 from settings.run import RunSettings
 from simulations.grid import InProcessGrid
 from strategies.strategy import GlobalModel, LocalRule

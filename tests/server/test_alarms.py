@@ -66,7 +66,7 @@ def test_a_run_that_fails_runs_the_command_once(tmp_path: Path) -> None:
     with pytest.raises(BouquetError, match="one rank for all clients"):
         run_rounds(fake_grid(settings), settings)
     (line,) = told.read_text().splitlines()
-    assert line.startswith("$HOME failed fedavg averages")
+    assert line.startswith("$HOME failed no client can take part: 3 kinds of sites")
 
 
 def test_a_command_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

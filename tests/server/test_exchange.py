@@ -11,7 +11,8 @@ from adapters.codec import pack
 from adapters.records import to_record
 from server.broadcast import Asked, broadcast, round_messages
 from server.exchange import Rejection, admit_replies
-from server.roster import Member, Roster
+from server.member import Member
+from server.roster import Roster
 from simulations.grid import InProcessGrid
 from strategies.strategy import GlobalModel, LocalRule
 from tests.adapter_generators import make_adapter
@@ -140,13 +141,13 @@ def test_of_two_replies_the_first_counts_and_strangers_are_not_heard() -> None:
     )[0]
     replies, rejected = admit(
         [
-            Message(content(num_examples=1), reply_to=first),
-            Message(content(num_examples=2), reply_to=first),
+            Message(content(num_examples=11), reply_to=first),
+            Message(content(num_examples=12), reply_to=first),
             Message(content(), reply_to=stranger),
             Message(content(), reply_to=second),
         ]
     )
-    assert [reply.num_examples for reply in replies] == [1, 10]
+    assert [reply.num_examples for reply in replies] == [11, 10]
     assert rejected == []
 
 

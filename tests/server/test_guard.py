@@ -20,7 +20,7 @@ from server.guard import (
     guard,
     step_norm,
 )
-from server.roster import Member
+from server.member import Member
 from settings.federation import ClientsSettings
 from settings.run import run_settings
 from strategies.strategy import LocalRule

@@ -14,7 +14,7 @@ from server.broadcast import Asked
 from server.evaluation import evaluate_on_clients
 from server.exchange import Rejection, admit_replies
 from server.mailbox import Mailbox
-from server.roster import Roster, roster_from_answers
+from server.roster import Roster, Told, roster_after
 from settings.keys import flatten
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
 from strategies.strategy import LocalRule
@@ -145,7 +145,7 @@ def messages(kind: str, contents: list[RecordDict | Error]) -> list[Message]:
     return found
 
 
-ROSTER = roster_from_answers(messages("query", [site(number) for number in range(HONEST + 1)]))
+ROSTER = Told(messages("query", [site(number) for number in range(HONEST + 1)])).roster()
 ASKED = [Asked(member, LocalRule()) for member in ROSTER.members]
 
 
@@ -166,8 +166,8 @@ def test_no_answer_to_a_query_does_more_than_leave_its_site_out(
     made_up: RecordDict | Error, is_first: bool
 ) -> None:
     came = messages("query", [*map(site, range(HONEST)), made_up])
-    roster = roster_from_answers(reversed(came) if is_first else came)
-    later = roster_from_answers(came[HONEST:], ROSTER)
+    roster = Told(reversed(came) if is_first else came).roster()
+    later = roster_after(came[HONEST:], ROSTER)
     for found in (roster, later):
         assert len(honest_of(found)) == HONEST
         assert found.shapes == SHAPES

@@ -10,7 +10,7 @@ from adapters.errors import UsageError
 from server.attendance import call_roster
 from server.mailbox import Mailbox
 from server.names import REGISTRY
-from server.roster import Roster, roster_from_answers
+from server.roster import Roster, Rules, roster_after
 from server.sampling import sample_cohort
 from tests.fake_clients import BASE, SHAPES, fake_app, fake_grid, settings_of
 
@@ -315,7 +315,7 @@ def test_a_site_is_called_what_its_key_is_registered_for(
 
 def test_who_has_too_few_examples_is_left_out() -> None:
     settings = settings_of("unused")
-    roster = call_roster(Mailbox(fake_grid(settings)), 1, 5.0, min_examples=11)
+    roster = call_roster(Mailbox(fake_grid(settings)), 1, 5.0, rules=Rules(min_examples=11))
     assert list(roster.ranks) == ["client-01", "client-02"]
     assert roster.left_out == {"client-00": "has 10 training examples; clients.min-examples is 11"}
 
@@ -339,7 +339,7 @@ def test_a_new_key_takes_over_the_name_of_the_one_that_it_replaces(
     }
     (tmp_path / "client-01.node").write_text("4\n")
     site_of(answers[2])["data"] = site_of(answers[1])["data"]  # the same site
-    after = roster_from_answers(answers[2:], before)
+    after = roster_after(answers[2:], before)
     assert {member.name: member.node_id for member in after.members} == {
         "client-00": 2,
         "client-01": 4,

@@ -287,7 +287,9 @@ def test_too_few_usable_replies_stop_the_run_with_their_reasons(tmp_path: Path) 
 
 
 def test_mixed_ranks_are_refused_before_the_run_begins(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"rank 3: client-00; rank 2: client-01") as caught:
+    with pytest.raises(
+        UsageError, match=r"rank 3: client-00, rank 2: client-01, rank 1: "
+    ) as caught:
         play(settings_of(tmp_path / "run", strategy__name="fedavg"))
     assert "flora, flora-warm, zero-padding" in str(caught.value)
     folder = RunFolder(tmp_path / "run")

@@ -9,7 +9,7 @@ from server.aggregation import changes_of, frozen_tails
 from server.broadcast import Asked, broadcast
 from server.changes import COMPARED, Changes, compared, cosines, inner_products_of_changes
 from server.exchange import Reply
-from server.roster import Member
+from server.member import Member
 from server.telemetry import missed_norms, round_record
 from strategies.strategy import GlobalModel, LocalRule, Update, Updates
 from strategies.zero_padding import ZeroPadding

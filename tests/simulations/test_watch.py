@@ -25,7 +25,8 @@ from deployment.status import read_status
 from server import progress
 from server.exchange import Rejection
 from server.live_status import StatusFile
-from server.roster import Member, Roster
+from server.member import Member
+from server.roster import Roster
 from server.run_folder import RunFolder
 from server.waiting import Waiting
 from settings.run import run_settings

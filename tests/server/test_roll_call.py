@@ -1,0 +1,209 @@
+"""Asking who is there: who cannot take part ends no wait for others, and wins nothing by a tie."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from adapters.errors import UsageError
+from server.attendance import call_roster
+from server.mailbox import Mailbox
+from server.names import REGISTRY
+from server.roster import Roster, Rules, Told, roster_after
+from server.rounds import run_rounds
+from server.run_folder import RunFolder
+from server.waiting import Waiting
+from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
+from tests.fake_clients import Tamper, fake_app, fake_grid, settings_of
+
+
+class FillingGrid(InProcessGrid):
+    """At each look one node more is connected."""
+
+    looks = 0
+
+    def get_node_ids(self) -> list[int]:
+        self.looks += 1
+        return list(super().get_node_ids())[: self.looks]
+
+
+@pytest.fixture
+def sites_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that may come later, as at a SuperLink."""
+    monkeypatch.setattr(Mailbox, "is_closed", False)
+    monkeypatch.setattr("server.attendance.POLL_SECONDS", 0.01)
+
+
+def changed(client: int, **fields: Any) -> Tamper:
+    """Of this client alone, the answer to a query has other fields."""
+
+    def tamper(number: int, message: Message, reply: Message) -> Message:
+        if number == client and "site" in reply.content:
+            told = {name.replace("_", "-"): value for name, value in fields.items()}
+            reply.content["site"].update(told)  # type: ignore[union-attr]
+        return reply
+
+    return tamper
+
+
+def call(
+    tamper: Tamper,
+    clients: int = 3,
+    at_least: int = 1,
+    seconds: float = 5.0,
+    grid: type[InProcessGrid] = InProcessGrid,
+    **more: Any,
+) -> Roster:
+    ready = fake_grid(settings_of("unused", clients__count=clients), fake_app(tamper=tamper))
+    ready.__class__ = grid
+    return call_roster(Mailbox(ready), at_least, seconds, **more)
+
+
+@pytest.mark.usefixtures("sites_elsewhere")
+@pytest.mark.parametrize("fields", [{"rank": float("inf")}, {"num_examples": 3}, {"modules": []}])
+def test_a_stranger_who_comes_first_does_not_end_the_wait(fields: dict[str, Any]) -> None:
+    looks: list[Waiting] = []
+    roster = call(
+        changed(0, **fields), 2, grid=FillingGrid, tell=looks.append, rules=Rules(min_examples=10)
+    )
+    assert list(roster.ranks) == ["client-01"]
+    assert len(roster.left_out) == 1
+    (name,) = looks[0].left_out
+    assert (looks[0].here, looks[0].more) == ((), 1)
+    assert f"left out: {name} (" in str(looks[0])
+
+
+@pytest.mark.usefixtures("sites_elsewhere")
+def test_nobody_but_a_stranger_by_the_deadline_is_told_with_its_reason() -> None:
+    with pytest.raises(UsageError, match=r"no client can take part: .*has 10 training examples"):
+        call(changed(9), 1, seconds=0.05, rules=Rules(min_examples=11))
+    with pytest.raises(
+        UsageError, match=r"2 of 3 clients can take part; 3 needed .*client-00: has 10 training"
+    ):
+        call(changed(9), at_least=3, seconds=0.05, rules=Rules(min_examples=11))
+
+
+def test_who_is_left_out_does_not_count_among_those_that_a_run_waits_for() -> None:
+    with pytest.raises(UsageError, match=r"2 of 3 clients can take part; 3 needed"):
+        call(changed(1, base="other"), at_least=3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"base": "other"}, r"base model other: client-00, base model fake-base: client-01"),
+        ({"rows": [5, 5, 5]}, r"3 modules to adapt: client-00, .* \(they differ in .*6 x 8"),
+        ({"chat_template": "aa"}, r"chat template hash aa: client-00, chat template no file: "),
+    ],
+)
+def test_a_tie_is_won_by_nobody(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=rf"2 kinds of sites are as many as each other.*{words}"):
+        call(changed(0, **fields), 2)
+
+
+@pytest.mark.usefixtures("sites_elsewhere")
+def test_who_comes_later_breaks_a_tie() -> None:
+    roster = call(changed(0, base="other"), grid=FillingGrid, at_least=2)
+    assert list(roster.ranks) == ["client-01", "client-02"]
+    assert roster.left_out == {"client-00": "has base model other, the run's is fake-base"}
+
+
+@pytest.mark.parametrize("method", ["fedavg", "ffa-lora", "fedex-lora"])
+def test_one_odd_rank_does_not_end_a_run_of_a_method_that_needs_one(
+    method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_of(
+        tmp_path / "run", rounds=1, strategy__name=method, lora__rank="2", clients__count=4
+    )
+    run_rounds(fake_grid(settings, fake_app(tamper=changed(0, rank=1))), settings)
+    record = RunFolder(tmp_path / "run").rounds()[-1]
+    assert [client["client"][-2:] for client in record["clients"]] == ["01", "02", "03"]
+    assert "event=left-out client=client-00" in caplog.text
+    assert f"trains rank 1, the run's is 2: {method} averages" in caplog.text
+
+
+def test_a_rank_above_the_highest_is_left_out() -> None:
+    roster = call(changed(9), rules=Rules(max_rank=2))
+    assert roster.left_out == {"client-00": "trains rank 3; clients.max-rank is 2"}
+
+
+def test_an_adapter_that_no_server_could_hold_is_not_believed() -> None:
+    sides = {"rows": [10**7] * 3, "columns": [10**7] * 3, "rank": 10**6}
+    (reason,) = call(changed(0, **sides)).left_out.values()
+    assert reason == "an adapter of its rank has more than 10,000,000,000 values"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"base": "other"},
+        {"rows": [5, 5, 5]},
+        {"chat_template": "aa"},
+        {"rank": 1},
+    ],
+)
+def test_a_run_that_goes_on_keeps_to_what_it_began_with(
+    fields: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even where more sites have something else than have what the run began with."""
+    values: dict[str, Any] = {"strategy__name": "fedavg", "lora__rank": "2"}
+    settings = settings_of(tmp_path / "run", rounds=1, **values)
+    run_rounds(fake_grid(settings), settings)
+
+    def others(number: int, message: Message, reply: Message) -> Message:
+        return changed(number, **fields)(number, message, reply) if number < 2 else reply
+
+    settings = settings_of(tmp_path / "run", rounds=2, resume=True, **values)
+    run_rounds(fake_grid(settings, fake_app(tamper=others)), settings)
+    record = RunFolder(tmp_path / "run").rounds()[-1]
+    assert [client["client"] for client in record["clients"]] == ["client-02"]
+    assert "event=left-out client=client-00" in caplog.text
+    assert "event=left-out client=client-01" in caplog.text
+
+
+def answers_of(tamper: Tamper) -> list[Message]:
+    kept: list[Message] = []
+
+    def keep(number: int, message: Message, reply: Message) -> Message:
+        kept.append(told := tamper(number, message, reply) or reply)
+        return told
+
+    call(keep)
+    return kept
+
+
+def names(members: Iterable[Any]) -> list[str]:
+    return [member.name for member in members]
+
+
+def test_a_member_that_now_has_too_few_examples_is_one_no_more() -> None:
+    before = Told(answers_of(changed(9))).roster()
+    after = roster_after(answers_of(changed(1, num_examples=3)), before, Rules(min_examples=10))
+    assert names(after.members) == ["client-00", "client-02"]
+    assert after.left_out == {"client-01": "has 3 training examples; clients.min-examples is 10"}
+
+
+def test_a_site_whose_key_is_removed_while_it_trains_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = tmp_path / "keys"
+    registry.mkdir()
+    for number in range(3):
+        (registry / f"client-0{number}.node").write_text(f"{FIRST_CLIENT_NODE + number}\n")
+    monkeypatch.setenv(REGISTRY, str(registry))
+
+    def removed(number: int, message: Message, reply: Message) -> Message:
+        if "adapter" in reply.content:  # remove-site.sh, while round 1 is under way
+            (registry / "client-01.node").unlink(missing_ok=True)
+        return reply
+
+    settings = settings_of(tmp_path / "run", rounds=2)
+    run_rounds(fake_grid(settings, fake_app(tamper=removed)), settings)
+    first, second = RunFolder(tmp_path / "run").rounds()[1:]
+    (failure,) = first["failures"]
+    assert failure["client"] == "client-01"
+    assert failure["reason"] == "its key was removed while it was at work"
+    assert [each["client"] for each in second["clients"]] == ["client-00", "client-02"]
+    assert second["failures"] == []
