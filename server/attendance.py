@@ -13,7 +13,7 @@ from adapters.errors import AdapterError, BouquetError, ReplyError, UsageError, 
 from adapters.records import from_record
 from server.answer import PRINCIPAL_RECORDS, records_of
 from server.exchange import check_size
-from server.mailbox import Mailbox
+from server.mailbox import Look, Mailbox
 from server.member import Member
 from server.names import name_of_node, registered_names
 from server.roster import Kind, NoRosterError, Roster, Rules, Told, roster_after
@@ -23,6 +23,8 @@ from settings.units import counted
 POLL_SECONDS = 0.5
 AGAIN_SECONDS = 60.0
 """Who does not say who it is for so long is asked again: a first start may take a minute."""
+NEXT_SECONDS = 60.0
+"""Who is asked to decompose the base and is silent for so long is not waited for alone."""
 PATIENCE_SECONDS = 30.0
 """How long the start of a run waits for more clients than it needs."""
 
@@ -179,30 +181,39 @@ class Attendance:
         return next((m for m in self.roster.members if m.node_id == member.node_id), member)
 
 
-def ask_principal(mailbox: Mailbox, roster: Roster, rank: int, timeout: float) -> Adapter:
+def ask_principal(
+    mailbox: Mailbox,
+    roster: Roster,
+    rank: int,
+    timeout: float,
+    look: Callable[[Look], None] = lambda look: None,
+) -> Adapter:
     """The leading singular directions of the base weights, from the first client that answers well.
 
-    Every client has the same base, so any of them can decompose it. Raises BouquetError when none
-    of them does.
+    Every client has the same base, so any of them can decompose it: one is asked, and the next
+    where that fails, or is silent for a while. Raises BouquetError when none of them does.
     """
-    reasons = []
-    for member in roster.members:
-        message = _query(member.node_id, ConfigRecord({"principal-rank": rank}))
-        limit = budget_bytes(roster.shapes, rank)
-        for answer in mailbox.exchange([message], timeout, {member.node_id: limit}):
-            try:
-                content = records_of(answer, PRINCIPAL_RECORDS)
-                packed = from_record(content.get("principal"), limit=limit)
-                found = unpack(packed, limits=limits_of(roster.shapes, rank))
-                if found.shapes != dict(roster.shapes) or found.rank > rank:
-                    raise AdapterError("its modules or rank are not what was asked for")
-                for name, factors in found.items():
-                    check_size(name, max(largest(factors.a), largest(factors.b)))
-            except (AdapterError, ReplyError) as error:
-                reasons.append(quoted(f"{member.name}: {error}"))
-            else:
-                return found
-    raise BouquetError(f"no client could decompose the base model: {listing(reasons, limit=3)}")
+    names = {member.node_id: member.name for member in roster.members}
+    messages = [_query(node, ConfigRecord({"principal-rank": rank})) for node in names]
+    limit = budget_bytes(roster.shapes, rank)
+    reasons = dict.fromkeys(names.values(), f"no answer within {timeout:g} s")
+    room = dict.fromkeys(names, limit)
+    for answer in mailbox.exchange(messages, timeout, room, look, NEXT_SECONDS):
+        name = names[answer.metadata.src_node_id]
+        try:
+            content = records_of(answer, PRINCIPAL_RECORDS)
+            packed = from_record(content.get("principal"), limit=limit)
+            found = unpack(packed, limits=limits_of(roster.shapes, rank))
+            if found.shapes != dict(roster.shapes) or found.rank > rank:
+                raise AdapterError("its modules or rank are not what was asked for")
+            for module, factors in found.items():
+                check_size(module, max(largest(factors.a), largest(factors.b)))
+        except (AdapterError, ReplyError) as error:
+            reasons[name] = quoted(error)
+        else:
+            return found
+    told = listing((f"{name}: {why}" for name, why in reasons.items()), limit=3)
+    raise BouquetError(f"no client could decompose the base model: {told}")
 
 
 def _query(node: int, ask: ConfigRecord) -> Message:

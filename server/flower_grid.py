@@ -11,7 +11,7 @@ Flower's simulation) hands out answers that are built already.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -51,8 +51,8 @@ ANSWERS: Mapping[str, frozenset[str]] = {
 """The records that an answer to each kind of message may hold."""
 TEXT_BYTES = 1 << 20
 """The most that all of an answer but its arrays may take: names, numbers, shapes, words."""
-SMALLEST_CHUNK = 1 << 12
-"""Flower cuts arrays into chunks of 5 MB; smaller ones are let pass down to this."""
+SMALLEST_CHUNK = 1 << 20
+"""Flower cuts arrays into chunks of 5 MB; each chunk is a question to the SuperLink."""
 ENVELOPE_BYTES = 1 << 12
 """Around an object: its own head and the response that carries it."""
 PULL_OBJECT = "/pull-object"
@@ -88,19 +88,29 @@ class Postbox:
         """Whether sites are elsewhere, and may come and go."""
         return isinstance(self._grid, HttpGrid)
 
-    def pull(self, questions: Mapping[str, Question]) -> list[Message]:
+    def pull(self, questions: Mapping[str, Question], awaited: Set[str]) -> list[Message]:
         """The answers that are here, each naming as its source the node that was asked.
 
-        questions: by the id of the message that asked. An answer that cannot be read becomes a
-        message with an Error that says why; one whose bytes still come is handed out by a later
-        call. Raises what the way to the SuperLink raises, and loses nothing by it.
+        questions: by the id of the message that asked; awaited: of these, whose answers are still
+        of use. Of any other nothing is fetched: it becomes a message with an Error. So does one
+        that cannot be read. One whose bytes still come is handed out by a later call; of each node
+        one at a time is fetched, so that what a node can fill is the room for one answer.
+        Raises what the way to the SuperLink raises, and loses nothing by it.
         """
         if not isinstance(self._grid, HttpGrid):
             return list(self._grid.pull_messages(sorted(questions)))
         self._coming += self._announced(self._grid, questions)
+        busy: set[int] = set()
         for coming in list(self._coming):
-            answer = coming.answer()
-            if answer is not None:
+            if coming.question_id not in awaited:
+                answer: Message | None = coming.given_up()
+            elif coming.node in busy:
+                continue
+            else:
+                answer = coming.answer()
+            if answer is None:
+                busy.add(coming.node)
+            else:
                 self._here.append(answer)
                 self._coming.remove(coming)
         here, self._here = self._here, []
@@ -190,6 +200,7 @@ class _Coming:
 
     def __init__(self, store: _Store, metadata: Metadata, question: Question) -> None:
         self.question_id = metadata.reply_to_message_id
+        self.node = question.node
         self._store = store
         self._message_id = metadata.message_id
         metadata.__dict__["_src_node_id"] = question.node
@@ -217,6 +228,12 @@ class _Coming:
             self._objects, self._arrays = {}, {}
         self._store.received(self._message_id)
         return self._built
+
+    def given_up(self) -> Message:
+        """What it becomes when its wait is over; what has come of it is freed, here and there."""
+        self._objects, self._arrays = {}, {}
+        self._store.received(self._message_id)
+        return self._broken("it came after its wait was over")
 
     def _build(self) -> Message:
         parts, body = self._text(self._message_id, Message)
@@ -256,7 +273,7 @@ class _Coming:
         chunks, body = self._text(object_id, Array)
         told: Any = json.loads(body)
         order = told["arraychunk_ids"]
-        most = 1 + self._question.array_bytes // SMALLEST_CHUNK
+        most = 2 + self._question.array_bytes // SMALLEST_CHUNK
         if len(order) > most:
             raise ReplyError(f"an array came in {len(order):,} chunks where {most:,} are enough")
         data, done = self._arrays.setdefault(object_id, (bytearray(), 0))

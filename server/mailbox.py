@@ -29,6 +29,10 @@ SILENT_TIMES = 3.0
 """So many times as long as the slowest that answered, and a node is asked again."""
 SILENT_ALL = 1 / 3
 """Where nobody has answered: after this part of the wait."""
+TOO_LATE = 1 / 20
+"""In this last part of a wait nobody is asked again: no answer can come in time."""
+TOO_LATE = 1 / 20
+"""In this last part of a wait nobody is asked again: no answer can come in time."""
 LOST = (3, 4)
 """Flower's codes for a message, and for an answer, that the SuperLink has no more."""
 
@@ -44,6 +48,76 @@ class Look:
     seconds: float
     """Since the messages went out."""
     left: float
+
+
+class _Wait:
+    """One exchange: who was asked, who has answered, who is silent, by nodes."""
+
+    def __init__(
+        self, letters: list[Message], seconds: float, stagger: float, room: Mapping[int, int]
+    ) -> None:
+        self._began = time.monotonic()
+        self._seconds = seconds
+        self._stagger = stagger
+        self._again_after = seconds * SILENT_ALL
+        self._first: set[str] = set()
+        self.room = room
+        self.unsent = letters
+        self.silent: dict[int, Message] = {}
+        self.heard: set[int] = set()
+        self.again: set[int] = set()
+        """Who was asked once more."""
+        self.lost: set[int] = set()
+        """Of whom a message was lost."""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._began
+
+    @property
+    def left(self) -> float:
+        """Seconds until it ends; below zero when it has."""
+        return self._seconds - self.elapsed
+
+    def due(self, idle: bool) -> list[Message]:
+        """The messages that go out now; idle: no answer is waited for."""
+        if not self._stagger:
+            return self.unsent
+        steps = len(self.silent) + len(self.heard)
+        return self.unsent[:1] if idle or self.elapsed >= steps * self._stagger else []
+
+    def sent(self, letters: Sequence[Message], asked: Set[str], nodes: Set[int]) -> None:
+        """These went out; `asked` are their ids, to those of the nodes that are there."""
+        self.unsent = self.unsent[len(letters) :]
+        self._first |= asked
+        to = {letter.metadata.dst_node_id: letter for letter in letters}
+        self.silent |= {node: letter for node, letter in to.items() if node in nodes}
+
+    def is_first(self, answer: Message) -> bool:
+        """Whether it answers the first question that its node was asked."""
+        return answer.metadata.reply_to_message_id in self._first
+
+    def heard_of(self, node: int) -> None:
+        """It has answered."""
+        del self.silent[node]
+        self.heard.add(node)
+        self._again_after = max(SILENT_AT_LEAST_SECONDS, SILENT_TIMES * self.elapsed)
+
+    def may_ask_again(self, node: int) -> bool:
+        """Once, and not so late that no answer can come in time."""
+        return node not in self.again and self.left > TOO_LATE * self._seconds
+
+    def silent_for_too_long(self) -> set[int]:
+        """Who should be asked again, the answer being lost perhaps."""
+        if self.elapsed <= self._again_after:
+            return set()
+        return {node for node in self.silent if self.may_ask_again(node)}
+
+    def look(self, left: float) -> Look:
+        """How it stands."""
+        silent = frozenset(self.silent)
+        return Look(frozenset(self.heard), silent, self.again & silent, self.elapsed, left)
 
 
 class Mailbox:
@@ -82,76 +156,80 @@ class Mailbox:
         seconds: float,
         array_bytes: Mapping[int, int] | None = None,
         look: Callable[[Look], None] = lambda look: None,
+        stagger: float = 0.0,
     ) -> Iterator[Message]:
         """Send the messages and yield each answer as it comes, until `seconds` have passed.
 
         array_bytes: node -> the most that the arrays of its answer can need; nothing by default.
         An answer that cannot be read comes as one with an error, of the node that sent it.
         look: called as long as somebody is silent, and at the end of the wait.
+        stagger: seconds after which the next message goes out, if all that were asked are silent;
+        it goes out at once when they have answered. 0: all go at once.
 
         A node that is silent for far longer than the others is asked once more, for its answer may
         be lost; the first of two answers counts. The caller may stop before; what comes after that
         is late, and what had come with the last one that was taken is in `unheard`.
         """
         self.unheard = []
-        began = time.monotonic()
-        room = array_bytes or {}
-        silent = {letter.metadata.dst_node_id: letter for letter in messages}
-        heard: set[int] = set()
-        again: set[int] = set()
-        lost: set[int] = set()
-        again_after = seconds * SILENT_ALL
         self._overdue |= self._waiting
-        self._waiting = self._push(silent.values(), room)
-        first = set(self._waiting)
-        silent = {node: silent[node] for node in self._out()}
+        self._waiting = set()
+        wait = _Wait(list(messages), seconds, stagger, array_bytes or {})
         pause = self._shortest_pause()
-        while self._waiting:
-            came = []
-            for node, answer in sorted(self._pull(), key=lambda pulled: _is_lost(pulled[1])):
-                if _is_lost(answer) and node not in lost:
-                    lost.add(node)
-                    self.strays["lost"] += 1
-                if node not in silent and not _is_lost(answer):
-                    self.strays["duplicate"] += 1
-                elif node not in silent or (_is_lost(answer) and node in self._out()):
-                    continue  # it has answered, or its other question may still be answered
-                elif _is_lost(answer) and node not in again:
-                    left = max(0.0, seconds - (time.monotonic() - began))
-                    self._ask_again([silent[node]], room, left)
-                    again.add(node)
-                else:
-                    came.append(answer)
-                    heard.add(node)
-                    silent.pop(node)
-                    self._drop_questions(node)
-                    if answer.metadata.reply_to_message_id not in first and node not in lost:
-                        lost.add(node)
-                        self.strays["lost"] += 1
-            elapsed = time.monotonic() - began
-            if came:
-                again_after = max(SILENT_AT_LEAST_SECONDS, SILENT_TIMES * elapsed)
+        while True:
+            if letters := wait.due(not self._waiting):
+                self._send(wait, letters)
+            came = [
+                answer for node, answer in self._pull_sorted() if self._takes(wait, node, answer)
+            ]
             for at, answer in enumerate(came):
                 self.unheard = came[at + 1 :]
                 yield answer
-            left = seconds - (time.monotonic() - began)
-            if not self._waiting or left <= 0.0:
-                look(Look(frozenset(heard), frozenset(silent), again & silent.keys(), elapsed, 0.0))
+            if wait.left <= 0.0 or not (self._waiting or wait.unsent):
+                look(wait.look(0.0))
                 return
-            if elapsed > again_after and silent.keys() - again:
-                self._ask_again([silent[n] for n in silent.keys() - again], room, left)
-                again |= silent.keys()
-            look(Look(frozenset(heard), frozenset(silent), again & silent.keys(), elapsed, left))
+            if overdue := wait.silent_for_too_long():
+                self._ask_again(wait, overdue)
+            look(wait.look(wait.left))
             pause = self._shortest_pause() if came else min(2.0 * pause, LONGEST_PAUSE_SECONDS)
-            time.sleep(min(pause, left))
+            time.sleep(max(0.0, min(pause, wait.left)))
 
-    def _ask_again(
-        self, letters: Sequence[Message], array_bytes: Mapping[int, int], seconds: float
-    ) -> None:
-        """The same messages once more, to live for so many seconds."""
-        nodes = [letter.metadata.dst_node_id for letter in letters]
+    def _send(self, wait: "_Wait", letters: Sequence[Message]) -> None:
+        """Ask these nodes for the first time; who is gone already is not waited for."""
+        asked = self._push(letters, wait.room)
+        self._waiting |= asked
+        wait.sent(letters, asked, {self._questions[name].node for name in asked})
+
+    def _takes(self, wait: "_Wait", node: int, answer: Message) -> bool:
+        """Whether this is the answer of a node that is still silent."""
+        is_lost = _is_lost(answer)
+        if is_lost:
+            self._count_lost(wait, node)
+        if node not in wait.silent:
+            if not is_lost:
+                self.strays["duplicate"] += 1
+            return False
+        if is_lost and node in self._out():
+            return False  # its other question may still be answered
+        if is_lost and wait.may_ask_again(node):
+            self._ask_again(wait, {node})
+            return False
+        if not wait.is_first(answer):
+            self._count_lost(wait, node)
+        wait.heard_of(node)
+        self._drop_questions(node)
+        return True
+
+    def _count_lost(self, wait: "_Wait", node: int) -> None:
+        if node not in wait.lost:
+            wait.lost.add(node)
+            self.strays["lost"] += 1
+
+    def _ask_again(self, wait: "_Wait", nodes: Set[int]) -> None:
+        """The same messages once more, to live as long as they are waited for."""
         log.warning(logfmt("asked-again", nodes=",".join(map(str, sorted(nodes)))))
-        self._waiting |= self._push([_copy(letter, seconds) for letter in letters], array_bytes)
+        letters = [_copy(wait.silent[node], wait.left) for node in sorted(nodes)]
+        self._waiting |= self._push(letters, wait.room)
+        wait.again |= nodes
 
     def _out(self) -> set[int]:
         """The nodes whose answers are waited for."""
@@ -177,7 +255,7 @@ class Mailbox:
 
     def _shortest_pause(self) -> float:
         """The more are out, the longer: to look is a write to the SuperLink's database."""
-        return min(SHORTEST_PAUSE_SECONDS * len(self._waiting), LONGEST_PAUSE_SECONDS)
+        return min(SHORTEST_PAUSE_SECONDS * max(1, len(self._waiting)), LONGEST_PAUSE_SECONDS)
 
     def _push(self, messages: Iterable[Message], array_bytes: Mapping[int, int]) -> set[str]:
         letters = list(messages)
@@ -189,13 +267,19 @@ class Mailbox:
         }
         return set(asked)
 
+    def _pull_sorted(self) -> list[tuple[int, Message]]:
+        """What has come, answers before losses: of two questions one may be lost, one answered."""
+        return sorted(self._pull(), key=lambda pulled: _is_lost(pulled[1]))
+
     def _pull(self) -> list[tuple[int, Message]]:
         """The answers that `exchange` waits for, with the nodes that were asked.
 
         All others are put where they belong.
         """
         came = []
-        for answer in _patiently(lambda: self._postbox.pull(self._questions)):
+        for answer in _patiently(
+            lambda: self._postbox.pull(self._questions, self._waiting | self._later)
+        ):
             question = answer.metadata.reply_to_message_id
             asked = self._questions.pop(question, None)
             if asked is not None and question in self._waiting:

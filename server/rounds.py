@@ -159,7 +159,9 @@ def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
     """Round 0: the loss of the base, with the adapter if any, and what round 1 begins from."""
     keep_start_adapter(run.settings, run.folder.path)
     roster = run.attendance.roster
-    model = with_adapter(begin_model(run.settings, run.strategy, roster, run.mailbox), adapter)
+    look = _telling(run, "decomposing the base", roster.members)
+    begun = begin_model(run.settings, run.strategy, roster, run.mailbox, look)
+    model = with_adapter(begun, adapter)
     state = ServerState(
         0,
         model,
@@ -186,13 +188,17 @@ def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
 
 
 def begin_model(
-    settings: RunSettings, strategy: Strategy, roster: Roster, mailbox: Mailbox
+    settings: RunSettings,
+    strategy: Strategy,
+    roster: Roster,
+    mailbox: Mailbox,
+    look: Callable[[Look], None] = lambda look: None,
 ) -> GlobalModel:
     """What the clients receive in round 1: drawn at the largest rank, from the run's seed."""
     rank = max(roster.ranks.values())
     scale = settings.lora.scale_of(rank)
     if strategy.properties.begins_from_base:
-        found = ask_principal(mailbox, roster, rank, settings.clients.timeout_seconds)
+        found = ask_principal(mailbox, roster, rank, settings.clients.timeout_seconds, look)
         # Rounded once, here, so that what clients receive of it each round is exactly this.
         return strategy.begin(as_sent(balanced_at(found, scale), settings.wire.dtype))
     return strategy.begin(draw(roster.shapes, rank, start_seed(settings), scale))

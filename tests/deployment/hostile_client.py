@@ -8,8 +8,10 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
     add_header_to_object_body,
@@ -53,6 +55,28 @@ def repeat_a_chunk(content: RecordDict) -> None:
         _pushed_as(array, json.dumps(told).encode())
 
 
+def cut_small(content: RecordDict) -> None:
+    """The adapter comes in chunks of 64 bytes: thousands of questions to the SuperLink."""
+    from flwr.app.message import array
+
+    array.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE = 64
+    for each in content.array_records["adapter"].values():
+        vars(each).pop("_chunks", None)
+
+
+def hold_back(content: RecordDict) -> None:
+    """The answer is announced, and the bytes of its adapter never come."""
+    from flwr.supernode.runtime import run_clientapp
+
+    push = run_clientapp.push_objects
+
+    def push_others(objects: dict[str, InflatableObject], *more: Any, **keys: Any) -> None:
+        kept = {name: each for name, each in objects.items() if not isinstance(each, ArrayChunk)}
+        push(kept, *more, **keys)
+
+    run_clientapp.push_objects = push_others  # type: ignore[assignment]
+
+
 def _pushed_as(found: InflatableObject, body: bytes) -> None:
     """This object goes out with its own header and this body."""
     content = add_header_to_object_body(object_body=body, obj=found)
@@ -62,7 +86,16 @@ def _pushed_as(found: InflatableObject, body: bytes) -> None:
 Mischief = Callable[[RecordDict], None]
 PLANS: dict[str, dict[str, tuple[Mischief, ...]]] = {
     "at-query": {"query": (break_records,)},
-    "at-train": {"train": (break_records, flood_strings, flood_records, repeat_a_chunk)},
+    "at-train": {
+        "train": (
+            break_records,
+            flood_strings,
+            flood_records,
+            repeat_a_chunk,
+            cut_small,
+            hold_back,  # the last: its SuperNode waits for these bytes, too
+        )
+    },
     "as-oslo": {"query": (claim_another_name,)},
     "at-evaluate": {"evaluate": (break_records, flood_strings, flood_records, break_records)},
 }

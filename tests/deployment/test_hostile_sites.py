@@ -98,6 +98,8 @@ def test_who_sent_what_is_told_by_name(federation: SmallFederation) -> None:
     assert "bytes" in reasons[2]
     assert "not asked for" in reasons[3]
     assert "bytes" in reasons[4]
+    assert "chunks where 2 are enough" in reasons[5]
+    assert reasons[6] == "no reply within 60 s"
     assert max(map(len, reasons.values())) < 1000
     log = federation.loopback.log("run")
     assert "client=at-evaluate" in log

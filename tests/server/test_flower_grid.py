@@ -6,7 +6,7 @@ Flower's own objects, with some of their bytes exchanged as the owner of a Super
 
 import json
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -72,6 +72,8 @@ class SuperLink(ThreadingHTTPServer):
         self.objects: dict[str, bytes | None] = {}
         self.answers: dict[str, tuple[Any, Any]] = {}
         self.received: list[str] = []
+        self.fetched: list[str] = []
+        """The kind of each object that was asked for."""
         self.broken_wire = 0
         grid = HttpGrid(insecure=True, token="t")
         grid.set_run(Run.create_empty(1))
@@ -92,6 +94,7 @@ class SuperLink(ThreadingHTTPServer):
         if path.endswith("/pull-object"):
             wanted = PullObjectRequest.FromString(request).object_id
             content = self.objects.get(wanted)
+            self.fetched.append((content or b"?").partition(b" ")[0].decode())
             return PullObjectResponse(
                 object_found=wanted in self.objects,
                 object_available=content is not None,
@@ -121,13 +124,13 @@ class SuperLink(ThreadingHTTPServer):
         )
         return objects
 
-    def pull(self, **array_bytes: int) -> dict[str, Message]:
+    def pull(self, awaited: Set[str] | None = None, **array_bytes: int) -> dict[str, Message]:
         """What the answers to these questions became: `good` of node GOOD, others of BAD."""
         asked = {
             name: Question(GOOD if name == "good" else BAD, "train", size)
             for name, size in array_bytes.items()
         }
-        came = self.postbox.pull(asked)
+        came = self.postbox.pull(asked, asked.keys() if awaited is None else awaited)
         return {answer.metadata.reply_to_message_id: answer for answer in came}
 
 
@@ -310,6 +313,57 @@ def test_bytes_that_still_come_hold_up_nobody(link: SuperLink) -> None:
     assert link.pull(bad=1000) == {}
     link.objects[late] = objects[late]
     assert from_record(link.pull(bad=1000)["bad"].content["adapter"]) == PACKED
+
+
+def test_an_answer_that_is_waited_for_no_more_is_freed(link: SuperLink) -> None:
+    """Else each round would keep what a site half pushed in it."""
+    bad = reply(bytes(3 * CHUNK))
+    objects = link.push("bad", BAD, bad)
+    last = [name for name, content in objects.items() if content.startswith(b"ArrayChunk")][-1]
+    link.objects[last] = None
+    assert link.pull(bad=3 * CHUNK) == {}
+    fetched = len(link.fetched)
+    tracemalloc.start()
+    try:
+        came = link.pull(awaited=set(), bad=3 * CHUNK)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert came["bad"].error.reason == "it came after its wait was over"
+    assert (len(link.fetched), len(link.received)) == (fetched, 1)
+    assert kept < CHUNK
+    assert link.pull(bad=3 * CHUNK) == {}
+
+
+def test_of_an_answer_that_comes_too_late_nothing_is_fetched(link: SuperLink) -> None:
+    link.push("bad", BAD, reply())
+    assert link.pull(awaited=set(), bad=1000)["bad"].has_error()
+    assert link.fetched == []
+    assert len(link.received) == 1
+
+
+def test_of_each_node_one_answer_at_a_time_is_fetched(link: SuperLink) -> None:
+    for question in ("first", "second"):
+        objects = link.push(question, BAD, reply(bytes([len(question)]) * CHUNK * 2))
+        (chunk,) = {name for name, each in objects.items() if each.startswith(b"ArrayChunk")}
+        link.objects[chunk] = None
+    assert link.pull(first=2 * CHUNK, second=2 * CHUNK) == {}
+    assert sum(name.startswith("Message") for name in link.fetched) == 1
+    assert set(link.pull(awaited={"second"}, first=2 * CHUNK, second=2 * CHUNK)) == {"first"}
+
+
+def test_an_array_in_tiny_chunks_is_refused_before_they_are_fetched(link: SuperLink) -> None:
+    def cut(objects: dict[str, bytes]) -> None:
+        for name, content in list(objects.items()):
+            if content.startswith(b"Array "):
+                head, _, body = content.partition(b"\0")
+                told = json.loads(body) | {"arraychunk_ids": [0] * 20}
+                objects[name] = head + b"\0" + json.dumps(told).encode()
+
+    link.push("bad", BAD, reply(b"x" * 100), cut)
+    reason = link.pull(bad=10 * MB)["bad"].error.reason
+    assert reason == "an array came in 20 chunks where 12 are enough"
+    assert not any(name.startswith("ArrayChunk") for name in link.fetched)
 
 
 def test_a_wire_that_breaks_loses_nothing(link: SuperLink) -> None:

@@ -256,3 +256,42 @@ def test_what_does_not_pass_is_an_error(
     with pytest.raises(type(error)):
         Mailbox(grid).node_ids()
     assert len(asked) == times
+
+
+def test_staggered_messages_go_out_one_by_one(grid: SlowGrid) -> None:
+    mailbox = Mailbox(grid)
+    pushed: list[int] = []
+
+    def look(look: Look) -> None:
+        pushed.append(len(grid.pushed))
+        if pushed[-2:] == [1, 2]:
+            grid.ready = ["m0", "m1"]  # both have answered: the third is asked at once
+
+    answers = mailbox.exchange(letters(3), 60.0, look=look, stagger=0.2)
+    assert questions([next(answers), next(answers)]) == ["m0", "m1"]
+    assert set(pushed) == {1, 2}
+    grid.ready = ["m2"]
+    assert questions(answers) == ["m2"]
+    assert len(grid.pushed) == 3
+    assert not mailbox.strays
+
+
+def test_who_answers_a_staggered_message_ends_the_asking(grid: SlowGrid) -> None:
+    answers = Mailbox(grid).exchange(letters(3), 60.0, stagger=60.0)
+    grid.ready = ["m0"]
+    assert questions([next(answers)]) == ["m0"]
+    assert len(grid.pushed) == 1
+
+
+def test_nobody_is_asked_again_when_no_answer_can_come_in_time(grid: SlowGrid) -> None:
+    """Flower would take so short a life of a message for none, and give it an hour."""
+    mailbox = Mailbox(grid)
+
+    def pull(message_ids: Iterable[str]) -> list[Message]:
+        return [gone(grid, name) for name in message_ids if name == "m0"]
+
+    grid.pull_messages = pull  # type: ignore[method-assign]
+    (answer,) = mailbox.exchange(letters(1), 0.0)
+    assert answer.has_error()
+    assert len(grid.pushed) == 1
+    assert mailbox.strays == {"lost": 1}
