@@ -79,7 +79,11 @@ def _certificate(folder: Path) -> Iterator[Finding]:
         return
     now = datetime.datetime.now(datetime.UTC)
     left = (server.not_valid_after_utc - now).days
-    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        yield mend("certificate", "server.pem names no host, so no site trusts it: deploy renew")
+        return
     held = listing([str(name.value) for name in names], limit=10)
     if now < server.not_valid_before_utc:
         yield mend("clock", f"it is {now:%Y-%m-%d %H:%M} UTC here, before the certificate begins")
@@ -132,11 +136,11 @@ def _answers(port: int) -> bool:
 
 def _health(port: int, authority: Path | None) -> Finding:
     scheme = "https" if authority else "http"
-    trusted = ssl.create_default_context(cafile=str(authority)) if authority else True
     try:
+        trusted = ssl.create_default_context(cafile=str(authority)) if authority else True
         answer = httpx.get(f"{scheme}://localhost:{port}/health", verify=trusted, timeout=5.0)
         answer.raise_for_status()
-    except (httpx.HTTPError, ssl.SSLError) as error:
+    except (httpx.HTTPError, OSError) as error:  # ca.pem may be missing, or no certificate
         return mend("own port", f"{port} is taken, but no SuperLink of this folder: {error}")
     return fine("own port", f"{port}: the SuperLink answers")
 

@@ -123,7 +123,7 @@ def add_site(
         "FILES": _listed(plan, own_key),
         "KEY_STEP": _key_step(plan, own_key),
         **_site_security(plan),
-        **_unit(plan, [address for address in plan.addresses if is_address(address)]),
+        **_unit(plan, plan.addresses if all(map(is_address, plan.addresses)) else ()),
     }
     for file, template in {
         "site.toml": "site.toml",

@@ -236,7 +236,9 @@ def _last_written(folder: Path) -> float:
 
 
 def seconds_since(moment: str) -> float:
-    """How long ago this time of a status document was."""
+    """How long ago this time of a status document was; 0.0 for one that it does not tell."""
+    if not moment:
+        return 0.0
     return max(0.0, time.time() - datetime.fromisoformat(moment).timestamp())
 
 

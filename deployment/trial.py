@@ -50,6 +50,7 @@ class Trial:
     def start(self, say: Callable[[str], None]) -> None:
         """SuperLink, keys, SuperNodes; each is told when it is up."""
         self._daemons.logs.mkdir(exist_ok=True)
+        self._write_pids()  # the mark, by which `stop` finds what is cut off from here on
         self._start("superlink", self.coordinator / "start-superlink.sh")
         self._daemons.wait_for("superlink", "Uvicorn running", PATIENCE_SECONDS)
         plan = read_plan(self.folder)

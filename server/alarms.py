@@ -17,6 +17,8 @@ from settings.events import log, logfmt
 from settings.federation import StatusSettings
 
 NOTIFY_SECONDS = 60.0
+READABLE = 0o644
+"""The exporter is another user, and the SuperLink's own files are for its user alone."""
 STATES = (WAITING, RUNNING, FINISHED, FAILED)
 SITE_STATES = ("absent", "here", "asked", "answered", "late", "failed", "left out")
 
@@ -27,6 +29,12 @@ class Alarms:
     def __init__(self, settings: StatusSettings, folder: Path) -> None:
         self._settings = settings
         self._folder = folder
+
+    def refused(self, words: str) -> None:
+        """A start that was refused before it touched the folder: run the command."""
+        if self._settings.notify:
+            told = LiveStatus(state=FAILED, failure=quoted(words, 2000))
+            notify(self._settings.notify, self._folder, told)
 
     def __call__(self, status: LiveStatus) -> None:
         """Bring the textfile up to date; where the run has failed, run the command."""
@@ -44,6 +52,7 @@ def write_prometheus(path: Path, run: str, status: LiveStatus) -> None:
     scratch = path.with_name(f".{path.name}.writing")
     try:
         scratch.write_text("".join(f"{line}\n" for line in _lines(run, status)))
+        scratch.chmod(READABLE)
         scratch.replace(path)
     except OSError as error:
         log.warning(logfmt("prometheus-not-written", path=path, reason=error.strerror))

@@ -51,6 +51,8 @@ ANSWERS: Mapping[str, frozenset[str]] = {
 """The records that an answer to each kind of message may hold."""
 TEXT_BYTES = 1 << 20
 """The most that all of an answer but its arrays may take: names, numbers, shapes, words."""
+QUERY_TEXT_BYTES = 8 << 20
+"""Of an answer to a query, which names every module: 100,000 of them take about half."""
 SMALLEST_CHUNK = 1 << 20
 """Flower cuts arrays into chunks of 5 MB; each chunk is a question to the SuperLink."""
 ENVELOPE_BYTES = 1 << 12
@@ -67,6 +69,11 @@ class Question:
     node: int
     kind: str
     array_bytes: int = 0
+
+    @property
+    def text_bytes(self) -> int:
+        """The most that all of its answer but the arrays may take."""
+        return QUERY_TEXT_BYTES if self.kind == MessageType.QUERY else TEXT_BYTES
 
     @property
     def records(self) -> frozenset[str]:
@@ -209,7 +216,7 @@ class _Coming:
         self._objects: dict[str, bytes] = {}
         self._arrays: dict[str, tuple[bytearray, int]] = {}
         """Of each array: what has come, and the number of its chunks."""
-        self._text_left = TEXT_BYTES
+        self._text_left = question.text_bytes
         self._bytes_left = question.array_bytes
         self._built: Message | None = None
 
@@ -306,7 +313,8 @@ class _Coming:
             content = self._store.fetch(object_id, self._text_left)
             self._text_left -= len(content)
             if self._text_left < 0:
-                raise ReplyError(f"beside its arrays it takes more than {TEXT_BYTES:,} bytes")
+                most = self._question.text_bytes
+                raise ReplyError(f"beside its arrays it takes more than {most:,} bytes")
             self._objects[object_id] = content
         parts, body = _opened(self._objects[object_id], *kinds)
         return parts, bytes(body)

@@ -116,6 +116,8 @@ def read_live_status(folder: Path) -> LiveStatus | None:
         known = {each.name for each in fields(LiveStatus)}
         status = LiveStatus(**{name: value for name, value in told.items() if name in known})
         of_site = {each.name for each in fields(SiteStatus)}
+        for moment in (status.updated, status.phase_since, status.waiting_since, status.started):
+            datetime.fromisoformat(moment or _now())
         status.sites = [
             SiteStatus(**{name: value for name, value in site.items() if name in of_site})
             for site in told["sites"]

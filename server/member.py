@@ -65,7 +65,7 @@ HEAD_SHAPE = r"[1-9][0-9]{0,7}(x[1-9][0-9]{0,7}){0,3}"
 MOST_HEAD_VALUES = 10**10
 MOST_ADAPTER_VALUES = 10**10
 """Of all factors of one adapter; rank 256 on all linear layers of a 70 B model has a third."""
-MOST_PIECES = 100_000
+MOST_PIECES = 10_000
 
 
 def member_of(answer: Message) -> Member:

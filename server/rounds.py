@@ -9,7 +9,7 @@ bytes as one that was never interrupted.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,19 +81,21 @@ def run_rounds(grid: Grid, settings: RunSettings) -> Path:
     site is asked.
     """
     asked_for = settings
-    settings = with_labels(settings)
-    strategy, mailbox = method_of(settings), Mailbox(grid)
-    evaluated = evaluated_record(settings)
-    refuse_other_data(settings, evaluated)
-    with open_run_folder(settings, evaluated) as (folder, state):
-        observer = StatusFile(
-            current_observer(),
-            folder.path,
-            settings.rounds,
-            settings.clients.min_replies,
-            Alarms(settings.status, folder.path),
-        )
-        with _failures_told(observer):
+    with ExitStack() as opened:
+        with _failures_told(Alarms(settings.status, Path(settings.output)).refused):
+            settings = with_labels(settings)
+            strategy, mailbox = method_of(settings), Mailbox(grid)
+            evaluated = evaluated_record(settings)
+            refuse_other_data(settings, evaluated)
+            folder, state = opened.enter_context(open_run_folder(settings, evaluated))
+            observer = StatusFile(
+                current_observer(),
+                folder.path,
+                settings.rounds,
+                settings.clients.min_replies,
+                Alarms(settings.status, folder.path),
+            )
+        with _failures_told(observer.run_failed):
             rules = rules_of(settings, strategy)
             roster = call_roster(
                 mailbox,
@@ -130,7 +132,7 @@ def _play(run: Run, state: ServerState | None) -> None:
 
 
 @contextmanager
-def _failures_told(observer: RunObserver) -> Iterator[None]:
+def _failures_told(tell: Callable[[str], None]) -> Iterator[None]:
     """Whoever watches is told why a run ends before its last round."""
     try:
         yield
@@ -138,7 +140,7 @@ def _failures_told(observer: RunObserver) -> Iterator[None]:
         words = (
             str(error) if isinstance(error, BouquetError) else f"{type(error).__name__}: {error}"
         )
-        observer.run_failed("interrupted" if isinstance(error, KeyboardInterrupt) else words)
+        tell("interrupted" if isinstance(error, KeyboardInterrupt) else words)
         raise
 
 

@@ -256,9 +256,13 @@ def read_records(log_path: Path) -> list[dict[str, Any]]:
     if torn:
         log.debug(logfmt("torn-line", path=log_path, bytes=len(torn)))
     try:
-        return [json.loads(line) for line in whole]
+        records = [json.loads(line) for line in whole]
     except ValueError as error:
         raise UsageError(f"{log_path} is damaged: {error}") from error
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict) or type(record.get("round")) is not int:
+            raise UsageError(f"{log_path} is damaged: line {number} is no record of a round")
+    return records
 
 
 @contextmanager

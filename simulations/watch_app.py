@@ -134,18 +134,20 @@ def _look(folder: Path) -> dict[str, Any]:
         status = read_status(folder)
         lines = (folder / "config.toml").read_text().splitlines()
         config = "\n".join(quoted(line, LONGEST_LINE) for line in lines)
+        return {
+            "config": config,
+            "rounds": [_round(status, record) for record in status.records[-MOST_ROUNDS:]],
+            "status": status.document(),
+        }
     except (BouquetError, OSError) as error:
-        return {"status": _unreadable(folder, error)}
-    return {
-        "config": config,
-        "rounds": [_round(status, record) for record in status.records[-MOST_ROUNDS:]],
-        "status": status.document(),
-    }
+        return {"status": _unreadable(folder, str(error))}
+    except Exception as error:  # of many kinds, for what another program wrote into the folder
+        return {"status": _unreadable(folder, f"{folder} is damaged: {error!r}")}
 
 
-def _unreadable(folder: Path, error: Exception) -> dict[str, Any]:
+def _unreadable(folder: Path, words: str) -> dict[str, Any]:
     empty = {"metrics": {}, "sites": [], "rounds": 0, "rounds_done": 0, "strategy": ""}
-    return {"run": str(folder), "state": "stopped", "says": quoted(error, 1000), **empty}
+    return {"run": str(folder), "state": "stopped", "says": quoted(words, 1000), **empty}
 
 
 def _round(status: Status, record: Record) -> Mapping[str, Any]:

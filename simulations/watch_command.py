@@ -1,9 +1,12 @@
 """`bouquet watch`: a run as a page that is always up to date, on this machine only."""
 
+import os
 import secrets
 import socket
+import tempfile
 import webbrowser
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +16,19 @@ from adapters.errors import UsageError
 from deployment.status import read_status
 from simulations import job_options as job
 from simulations.terminal import console
+
+
+@contextmanager
+def shown_in_browser(address: str) -> Iterator[None]:
+    """The page in a browser, by a file for this user alone: all users see a command's arguments."""
+    descriptor, name = tempfile.mkstemp(prefix="bouquet-watch-", suffix=".html")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f'<meta http-equiv="refresh" content="0; url={address}">\n')
+        webbrowser.open(Path(name).as_uri())
+        yield
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def watch(
@@ -51,8 +67,6 @@ def watch(
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/?token={token}"
         console.print(f"{run} is at {address}", soft_wrap=True, markup=False)
         console.print("Ctrl-C ends the page; the run goes on.", style="dim")
-        if browser:
-            webbrowser.open(address)
         config = uvicorn.Config(
             watch_app(run.resolve(), token, lambda: server.should_exit),
             log_level="error",
@@ -61,6 +75,6 @@ def watch(
             ws="none",
         )
         server = uvicorn.Server(config)
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt), shown_in_browser(address) if browser else nullcontext():
             server.run(sockets=[listening])
     console.print("the page is closed")

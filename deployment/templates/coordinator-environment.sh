@@ -7,7 +7,7 @@ PATH="${BOUQUET_BIN:+$BOUQUET_BIN:}$PATH"
 export FLWR_HOME FLWR_TELEMETRY_ENABLED FLWR_DISABLE_UPDATE_CHECK PATH
 (
     umask 077
-    cat > "$FLWR_HOME/config.toml" <<END
+    cat > "$FLWR_HOME/config.toml.$$" <<END
 # Written anew by every script of this folder: the names and ports stand in environment.sh.
 [superlink]
 default = "@LINK@"
@@ -16,4 +16,5 @@ default = "@LINK@"
 address = "127.0.0.1:@CONTROL_PORT@"
 @TRUST@
 END
+    mv "$FLWR_HOME/config.toml.$$" "$FLWR_HOME/config.toml"  # another command may read it right now
 )

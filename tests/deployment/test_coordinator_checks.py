@@ -1,10 +1,16 @@
 """bouquet check in the coordinator's folder: every line, right and wrong."""
 
+import datetime
 import socket
 import sqlite3
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner
 
 from deployment.certificates import Certificate, issue_server
@@ -73,6 +79,36 @@ def test_a_certificate_of_another_authority_or_key(trial: Path) -> None:
     )
     (coordinator / "server.pem").write_text("nothing")
     assert found(coordinator)["certificate"][0] is Verdict.MEND
+
+
+def test_a_certificate_that_names_nobody(trial: Path) -> None:
+    coordinator = trial / "coordinator"
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fed")])
+    now = datetime.datetime.now(datetime.UTC)
+    bare = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=9))
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.PEM)
+    )
+    for file in ("server.pem", "ca.pem"):
+        (coordinator / file).write_bytes(bare)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (coordinator / "server.key").write_bytes(pem)
+    verdict, words = found(coordinator)["certificate"]
+    assert (verdict, "names no host" in words) == (Verdict.MEND, True)
+
+
+def test_a_port_that_is_taken_where_the_authority_is_lost(trial: Path) -> None:
+    coordinator = trial / "coordinator"
+    (coordinator / "ca.pem").unlink()
+    script = (coordinator / "start-superlink.sh").read_text()
+    port = int(script.split("--host 127.0.0.1 --port ")[1].split()[0])
+    with socket.create_server(("127.0.0.1", port)):
+        verdict, words = found(coordinator)["own port"]
+    assert (verdict, "no SuperLink of this folder" in words) == (Verdict.MEND, True)
 
 
 def test_a_database_and_a_port_that_is_taken(trial: Path) -> None:

@@ -180,6 +180,26 @@ def test_a_site_is_packed_for_its_owner_only(trial: Path, tmp_path: Path) -> Non
     assert "sites/bergen/node.key here" in said.output.replace("\n", "")
 
 
+@pytest.mark.parametrize(
+    ("address", "others", "denies"),
+    [
+        ("192.0.2.7", (), True),
+        ("192.0.2.7", ("192.0.2.8",), True),
+        ("fed.example.org", ("192.0.2.7",), False),  # which may resolve to anything
+        ("192.0.2.7", ("fed.example.org",), False),
+    ],
+)
+def test_a_site_is_not_kept_from_its_own_coordinator(
+    tmp_path: Path, address: str, others: tuple[str, ...], denies: bool
+) -> None:
+    plan = Plan("trial", address, other_addresses=others)
+    create_deployment(tmp_path / "trial", plan, ["oslo"], sites_make_keys=False)
+    unit = (tmp_path / "trial" / "sites" / "oslo" / "supernode.service").read_text()
+    assert ("\nIPAddressDeny=any\n" in unit) == denies
+    if denies:
+        assert f"IPAddressAllow=localhost {' '.join((address, *others))}\n" in unit
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 @pytest.mark.parametrize("unit", ["coordinator/superlink.service", "sites/oslo/supernode.service"])
 def test_units_are_hardened(tmp_path: Path, unit: str) -> None:

@@ -290,7 +290,7 @@ MALFORMED_EVALUATIONS: dict[str, tuple[Bad, str]] = {
     "no data": (stamp(data=""), "its data changed since the run began"),
     "it holds a number": (stamp(holds=7), "holds must be a list"),
     "it holds a path": (stamp(holds=["../x"]), "each of holds must be"),
-    "it holds 300,000": (stamp(holds=MANY), "holds must be a list of at most 100,000"),
+    "it holds 300,000": (stamp(holds=MANY), "holds must be a list of at most 10,000"),
     "an adapter": (record("adapter", to_record(b"abc")), "the record 'adapter' was not asked for"),
     "a head": (record("head", to_record(b"abc")), "the record 'head' was not asked for"),
     "a site": (record("site", ConfigRecord({"rank": 3})), "the record 'site' was not asked for"),

@@ -1,12 +1,14 @@
 """A textfile that Prometheus reads, and a command that is told of a failure and obeys nobody."""
 
+import os
 import shlex
+import stat
 import sys
 from pathlib import Path
 
 import pytest
 
-from adapters.errors import BouquetError
+from adapters.errors import BouquetError, UsageError
 from server.alarms import Alarms
 from server.live_status import FAILED, LiveStatus, SiteStatus
 from server.rounds import run_rounds
@@ -43,6 +45,16 @@ def test_the_textfile(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_exporter_may_read_what_a_private_server_writes(tmp_path: Path) -> None:
+    path = tmp_path / "bouquet.prom"
+    before = os.umask(0o077)
+    try:
+        Alarms(StatusSettings(str(path), ""), tmp_path / "trial")(status())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
 def test_a_label_has_only_the_escapes_that_prometheus_knows(tmp_path: Path) -> None:
     path = tmp_path / "bouquet.prom"
     told = LiveStatus(updated=NOW, sites=[SiteStatus("a\tb\x1b\udce9c")])
@@ -67,6 +79,27 @@ def test_a_run_that_fails_runs_the_command_once(tmp_path: Path) -> None:
         run_rounds(fake_grid(settings), settings)
     (line,) = told.read_text().splitlines()
     assert line.startswith("$HOME failed no client can take part: 3 kinds of sites")
+
+
+def test_a_start_that_is_refused_runs_the_command_and_leaves_the_run_as_it_is(
+    tmp_path: Path,
+) -> None:
+    told = tmp_path / "told"
+    settings = settings_of(tmp_path / "run", rounds=1)
+    run_rounds(fake_grid(settings), settings)
+    before = (tmp_path / "run" / "status.json").read_bytes()
+    script = f"import os; open({str(told)!r}, 'a').write(os.environ['BOUQUET_WORDS'])"
+    again = settings_of(
+        tmp_path / "run",
+        rounds=2,
+        resume=True,
+        lora__alpha=99.0,
+        status__notify=shlex.join([sys.executable, "-c", script]),
+    )
+    with pytest.raises(UsageError, match="keeps its configuration"):
+        run_rounds(fake_grid(again), again)
+    assert "keeps its configuration, but lora.alpha was" in told.read_text()
+    assert (tmp_path / "run" / "status.json").read_bytes() == before
 
 
 def test_a_command_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -31,6 +32,7 @@ from server.run_folder import RunFolder
 from server.waiting import Waiting
 from settings.run import run_settings
 from simulations.watch_app import watch_app
+from simulations.watch_command import shown_in_browser
 from tests.simulations.browser import CHROMIUM, Browser
 
 TOKEN = "a-token"
@@ -201,6 +203,35 @@ def test_a_damaged_folder_is_told(page: Page) -> None:
         lines = stream.iter_lines()
         next(lines)
         assert "status.json cannot be read" in json.loads(next(lines)[6:])["says"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rounds.jsonl", "[1]\n"),
+        ("rounds.jsonl", '{"round": 1, "clients": [{}], "seconds": 1}\n'),
+        ("status.json", '{"format": "bouquet-status-1", "sites": [], "phase_since": "soon"}'),
+    ],
+)
+def test_whatever_damage_there_is_the_page_says_it(page: Page, name: str, text: str) -> None:
+    (page.folder.path / name).write_text(text)
+    with httpx.stream("GET", f"{page.address}/events", cookies=page.cookies) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        assert re.search("damaged|cannot be read", json.loads(next(lines)[6:])["says"])
+
+
+def test_the_token_is_no_argument_of_the_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every user of a machine can read the arguments of every process."""
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    with shown_in_browser("http://127.0.0.1:8800/?token=secret"):
+        (address,) = opened
+        path = Path(address.removeprefix("file://"))
+        assert "secret" not in address
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert 'url=http://127.0.0.1:8800/?token=secret"' in path.read_text()
+    assert not path.exists()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
