@@ -72,11 +72,6 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     strategy = method_of(settings)
     ranks = {client_name(k): rank for k, rank in enumerate(settings.ranks())}
     refuse_ranks(settings.strategy.name, strategy, ranks)
-    if (highest := max(ranks.values())) > settings.clients.max_rank:
-        raise UsageError(
-            f"--ranks has {highest} and clients.max-rank is {settings.clients.max_rank}: train a "
-            f"lower rank, or allow it with clients.max-rank={highest}"
-        )
     _refuse_unheld(settings, strategy)
     resumes = settings.resume and settings.output != ""
     if resumes:
@@ -118,6 +113,11 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     tuned = resident_model(settings.model, settings.lora, labels=labels)
     for rank in ranks.values():
         tuned.check_rank(rank)
+    if (highest := max(ranks.values())) > settings.clients.max_rank:
+        raise UsageError(
+            f"--ranks has {highest} and clients.max-rank is {settings.clients.max_rank}: train a "
+            f"lower rank, or allow it with clients.max-rank={highest}"
+        )
     if settings.local.checkpointing:
         tuned.check_checkpointing()
     notes = [tuned.left_out] if tuned.left_out else []

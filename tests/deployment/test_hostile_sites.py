@@ -135,9 +135,14 @@ def test_a_key_that_was_replaced_trains_no_more(federation: SmallFederation) -> 
     old = federation.site("bergen")
     moved = federation.project / "bergen-before"
     shutil.copytree(old, moved, ignore=shutil.ignore_patterns("cache", "flower"))
+    # As where `init` ran on another machine, which has the public keys and no number of a node.
+    office, keys = federation.project / "office", federation.coordinator / "keys"
+    leaves_out = shutil.ignore_patterns("*.node", "*.db*", "flower", "runs")
+    shutil.copytree(federation.coordinator.parent, office, ignore=leaves_out)
     federation.loopback.run(
         f"rm {old}/node.key {old}/node.key.pub && bouquet deploy key {old} && "
-        f"bouquet deploy add-site {LINK} bergen --public-key {old}/node.key.pub",
+        f"bouquet deploy add-site office bergen --public-key {old}/node.key.pub && "
+        f"cp -r office/coordinator/keys/. {keys}",
         federation.project,
     )
     federation.loopback.kill("bergen")

@@ -102,6 +102,10 @@ USAGE = {
     ),
     "an impossible rank": (["--ranks", "4,0"], "lora.rank: expected whole numbers of at least 1"),
     "a rank above the matrix": (["--ranks", "400"], "rank 400 is more than module"),
+    "a rank that no site may have": (
+        ["--ranks", "4", "--set", "clients.max-rank=2"],
+        "--ranks has 4 and clients.max-rank is 2",
+    ),
     "an impossible alpha": (["--set", "lora.alpha=-3"], "lora.alpha: expected a number above 0"),
     "mixed ranks under fedavg": (["--strategy", "fedavg"], "rank 4: client-00; rank 2: client-01"),
     "an unknown strategy": (
