@@ -151,7 +151,7 @@ class StatusFile(RunObserver):
         self._round_seconds: list[float] = []
         self.status = LiveStatus(started=_now(), rounds=rounds, needed=needed)
         self._take_up()
-        self._phase("waiting for sites")
+        self._phase("asking who is there")
 
     def run_opened(self, folder: Path, roster: Roster, done: int, rounds: int) -> None:
         """The sites are known."""

@@ -51,7 +51,8 @@ def check(
     if is_coordinator(site):
         if _told(check_coordinator(site)):
             raise typer.Exit(1)
-        console.print(f"\nthe coordinator is ready: {site}/start-superlink.sh", soft_wrap=True)
+        start = f"{site}/start-superlink.sh starts its SuperLink, where that does not run"
+        console.print(f"\nthe coordinator is ready: {start}", soft_wrap=True)
         return
     found = read_site(site)
     layer = job.job_layer({"set_": set_})

@@ -145,7 +145,7 @@ def test_who_is_waited_for_before_anybody_is_known(run: RunFolder, file: StatusF
     with run.locked():
         found = read_status(run.path)
     assert (found.state, found.exit_code) == ("waiting", 2)
-    words = r"alive: waiting for sites; waiting for node 12 and 1 site more, since 4\d s"
+    words = r"alive: asking who is there; waiting for node 12 and 1 site more, since 4\d s"
     assert re.fullmatch(words, found.sentence())
     assert found.live is not None
     assert found.live.deadline is not None

@@ -243,7 +243,7 @@ def test_in_a_browser_the_page_follows_the_run(
     browser = Browser(tmp_path / "browser", width, 900, dark)
     try:
         browser.open(f"{page.address}/?token={TOKEN}")
-        browser.wait_for(f"{SAYS}.startsWith('alive: waiting for sites; waiting for node 12')")
+        browser.wait_for(f"{SAYS}.startsWith('alive: asking who is there; waiting for node 12')")
         assert browser.value("document.body.dataset.state") == "waiting"
         page.play()
         browser.wait_for(f"{SAYS}.startsWith('alive: round 1 of 2, between rounds')")
