@@ -101,17 +101,18 @@ class Postbox:
         questions: by the id of the message that asked; awaited: of these, whose answers are still
         of use. Of any other nothing is fetched: it becomes a message with an Error. So does one
         that cannot be read. One whose bytes still come is handed out by a later call; of each node
-        one at a time is fetched, so that what a node can fill is the room for one answer.
+        the newest alone is fetched until it is whole, so it can fill the room of one answer.
         Raises what the way to the SuperLink raises, and loses nothing by it.
         """
         if not isinstance(self._grid, HttpGrid):
             return list(self._grid.pull_messages(sorted(questions)))
         self._coming += self._announced(self._grid, questions)
         busy: set[int] = set()
-        for coming in list(self._coming):
+        for coming in reversed(list(self._coming)):  # the newest first: an older one may be torn
             if coming.question_id not in awaited:
                 answer: Message | None = coming.given_up()
             elif coming.node in busy:
+                coming.forget()
                 continue
             else:
                 answer = coming.answer()
@@ -213,12 +214,16 @@ class _Coming:
         metadata.__dict__["_src_node_id"] = question.node
         self._metadata = metadata
         self._question = question
+        self._built: Message | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Free what has come of it; it is fetched anew when its turn comes."""
         self._objects: dict[str, bytes] = {}
         self._arrays: dict[str, tuple[bytearray, int]] = {}
         """Of each array: what has come, and the number of its chunks."""
-        self._text_left = question.text_bytes
-        self._bytes_left = question.array_bytes
-        self._built: Message | None = None
+        self._text_left = self._question.text_bytes
+        self._bytes_left = self._question.array_bytes
 
     def answer(self) -> Message | None:
         """The answer; None as long as some of it is missing."""
@@ -232,13 +237,13 @@ class _Coming:
             except Exception as error:  # what a stranger pushed may break any decoder
                 told = isinstance(error, ReplyError)
                 self._built = self._broken(str(error) if told else f"cannot be read: {error!r}")
-            self._objects, self._arrays = {}, {}
+            self.forget()
         self._store.received(self._message_id)
         return self._built
 
     def given_up(self) -> Message:
         """What it becomes when its wait is over; what has come of it is freed, here and there."""
-        self._objects, self._arrays = {}, {}
+        self.forget()
         self._store.received(self._message_id)
         return self._broken("it came after its wait was over")
 

@@ -251,14 +251,23 @@ def _most_common(members: list[Member], rules: Rules, odd: Mapping[str, str]) ->
     tied = {kind: names for kind, names in kinds.items() if len(names) == most}
     first, *others = tied
     if others:
-        raise NoRosterError(_tie(tied, rules), odd)
+        what = _first_difference(first, others[0])
+        in_tie = {
+            name: f"{_shown(kind, what)}: as many sites have another"
+            for kind, names in tied.items()
+            for name in names
+        }
+        raise NoRosterError(_tie(tied, what, rules), {**odd, **in_tie})
     return first
 
 
-def _tie(tied: Mapping[Kind, list[str]], rules: Rules) -> str:
+def _first_difference(one: Kind, other: Kind) -> str:
+    return next(name for name in one._fields if getattr(one, name) != getattr(other, name))
+
+
+def _tie(tied: Mapping[Kind, list[str]], what: str, rules: Rules) -> str:
     """Why none of these kinds can be the run's."""
     one, other, *_ = tied
-    what = next(name for name in one._fields if getattr(one, name) != getattr(other, name))
     sides = listing(
         (f"{_shown(kind, what)}: {listing(names)}" for kind, names in tied.items()), limit=3
     )

@@ -53,7 +53,8 @@ def watch_app(folder: Path, token: str, is_ending: Callable[[], bool] = lambda: 
             return _refused()
         if "token" in request.query_params:  # out of the address bar and of the history
             response: Response = RedirectResponse("/", status_code=303)
-            response.set_cookie(cookie(request), token, httponly=True, samesite="strict")
+            # Lax: the browser comes from a file, and a strict cookie would not go along to "/".
+            response.set_cookie(cookie(request), token, httponly=True, samesite="lax")
             return response
         return _page()
 

@@ -352,6 +352,20 @@ def test_of_each_node_one_answer_at_a_time_is_fetched(link: SuperLink) -> None:
     assert set(link.pull(awaited={"second"}, first=2 * CHUNK, second=2 * CHUNK)) == {"first"}
 
 
+def test_an_answer_whose_bytes_never_come_holds_up_no_later_one_of_its_node(
+    link: SuperLink,
+) -> None:
+    """As of a SuperNode that was killed while it pushed, and came back."""
+    objects = link.push("first", BAD, reply(bytes([1]) * CHUNK))
+    (chunk,) = {name for name, each in objects.items() if each.startswith(b"ArrayChunk")}
+    link.objects[chunk] = None
+    assert link.pull(first=2 * CHUNK, second=2 * CHUNK) == {}
+    link.push("second", BAD, reply(bytes([2]) * CHUNK))
+    assert set(link.pull(first=2 * CHUNK, second=2 * CHUNK)) == {"second"}
+    link.objects[chunk] = objects[chunk]
+    assert from_record(link.pull(first=2 * CHUNK)["first"].content["adapter"]) == bytes([1]) * CHUNK
+
+
 def test_an_array_in_tiny_chunks_is_refused_before_they_are_fetched(link: SuperLink) -> None:
     def cut(objects: dict[str, bytes]) -> None:
         for name, content in list(objects.items()):

@@ -104,6 +104,17 @@ def test_a_tie_is_won_by_nobody(fields: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.usefixtures("sites_elsewhere")
+def test_a_tie_is_told_while_it_is_waited_out() -> None:
+    looks: list[Waiting] = []
+    with pytest.raises(UsageError, match="2 kinds of sites"):
+        call(changed(0, base="other"), 2, seconds=0.1, tell=looks.append)
+    assert looks[-1].left_out == {
+        "client-00": "base model other: as many sites have another",
+        "client-01": "base model fake-base: as many sites have another",
+    }
+
+
+@pytest.mark.usefixtures("sites_elsewhere")
 def test_who_comes_later_breaks_a_tie() -> None:
     roster = call(changed(0, base="other"), grid=FillingGrid, at_least=2)
     assert list(roster.ranks) == ["client-01", "client-02"]

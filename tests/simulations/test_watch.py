@@ -124,7 +124,7 @@ def test_without_the_token_there_is_nothing(page: Page) -> None:
         assert httpx.get(f"{page.address}{path}").status_code == 403
     first = httpx.get(f"{page.address}/?token={TOKEN}")
     assert (first.status_code, first.headers["location"]) == (303, "/")
-    assert {"httponly", "samesite=strict"} <= set(first.headers["set-cookie"].lower().split("; "))
+    assert {"httponly", "samesite=lax"} <= set(first.headers["set-cookie"].lower().split("; "))
     assert httpx.get(f"{page.address}/", cookies=first.cookies).status_code == 200
 
 
@@ -232,6 +232,20 @@ def test_the_token_is_no_argument_of_the_browser(monkeypatch: pytest.MonkeyPatch
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert 'url=http://127.0.0.1:8800/?token=secret"' in path.read_text()
     assert not path.exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_in_a_browser_the_file_leads_to_the_page(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = Browser(tmp_path / "browser", 1280, 900)
+    monkeypatch.setattr("webbrowser.open", browser.open)
+    try:
+        with shown_in_browser(f"{page.address}/?token={TOKEN}"):
+            browser.wait_for(f"({SAYS} || '').startsWith('alive: asking who is there')")
+            assert "token" not in browser.value("location.href")
+    finally:
+        browser.close()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
