@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -54,7 +54,9 @@ def call_roster(
     heard_enough_at: float | None = None
     while True:
         nodes = set(mailbox.node_ids())
-        asked.ask(nodes - heard)
+        heard &= nodes  # who goes and comes back may have changed
+        taking_part = {member.node_id for member in roster.members} if roster else set()
+        asked.ask(nodes - (heard & taking_part))
         answers = mailbox.answers()
         for answer in answers:
             told.take(answer)
@@ -105,7 +107,10 @@ def _too_few(
 
 
 class Asking:
-    """Asks nodes who they are, and those that stay silent again: after a minute, two, four."""
+    """Asks nodes who they are, and again after a minute, two, four, as long as they are named.
+
+    So it is with who stays silent, and with who cannot take part: its owner may mend that.
+    """
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
@@ -114,11 +119,11 @@ class Asking:
         self.again: set[int] = set()
         """Who was asked more than once."""
 
-    def ask(self, silent: Collection[int]) -> None:
+    def ask(self, nodes: Set[int]) -> None:
         """Ask who of these was not asked yet, or long ago; forget all others."""
         now = time.monotonic()
-        due = [node for node in sorted(silent) if now >= self._next.get(node, 0.0)]
-        self.forget(self._next.keys() - silent)
+        due = [node for node in sorted(nodes) if now >= self._next.get(node, 0.0)]
+        self.forget(self._next.keys() - nodes)
         ask(self._mailbox, due)
         for node in due:
             self._next[node] = now + AGAIN_SECONDS * 2.0 ** self._times[node]
@@ -126,7 +131,7 @@ class Asking:
         self.again |= {node for node in due if self._times[node] > 1}
 
     def forget(self, nodes: Iterable[int]) -> None:
-        """These have answered, or gone; should they be asked again, it is for the first time."""
+        """These take part, or have gone; should they be asked again, it is for the first time."""
         for node in list(nodes):
             self._next.pop(node, None)
             self._times.pop(node, None)
@@ -160,8 +165,9 @@ class Attendance:
         nodes = set(self._mailbox.node_ids())
         self._known &= nodes  # who goes and comes back is asked again
         if has_changed:  # who was left out may be registered now
-            self._known &= {member.node_id for member in self.roster.members}
-        self._asking.ask(nodes - self._known)
+            self._asking.forget(nodes)
+        taking_part = {member.node_id for member in self.roster.members}
+        self._asking.ask(nodes - (self._known & taking_part))
         return self.roster.present(nodes)
 
     def ask_again(self, members: Iterable[Member]) -> None:

@@ -104,6 +104,23 @@ def test_a_tie_is_won_by_nobody(fields: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.usefixtures("sites_elsewhere")
+def test_who_cannot_take_part_is_asked_again_for_its_owner_may_mend_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("server.attendance.AGAIN_SECONDS", 0.05)
+    bases = ["other", "other"]
+
+    def mended(number: int, message: Message, reply: Message) -> Message:
+        if number == 0 and bases:
+            return changed(0, base=bases.pop())(number, message, reply) or reply
+        return reply
+
+    roster = call(mended, at_least=3)
+    assert list(roster.ranks) == ["client-00", "client-01", "client-02"]
+    assert (bases, roster.left_out) == ([], {})
+
+
+@pytest.mark.usefixtures("sites_elsewhere")
 def test_a_tie_is_told_while_it_is_waited_out() -> None:
     looks: list[Waiting] = []
     with pytest.raises(UsageError, match="2 kinds of sites"):
