@@ -1,5 +1,6 @@
 """The command line: `bouquet simulate`, `compare`, `deploy` and what goes with them."""
 
+import re
 import sys
 import traceback
 from typing import Any
@@ -91,11 +92,19 @@ def main() -> None:
         _complain(str(error), debug)
         code = error.exit_code
     except click.ClickException as error:
-        _complain(error.format_message(), debug)
+        _complain(error.format_message() + _hint(error.format_message()), debug)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         code = 130
     sys.exit(code or 0)
+
+
+def _hint(message: str) -> str:
+    """For keys given as Flower's --run-config takes them."""
+    keys = re.findall(r"[a-z][a-z0-9.-]*=\S*[^\s)]", message)
+    if keys and "unexpected extra argument" in message:
+        return f". A key is given by {' '.join(f'--set {key}' for key in keys)}"
+    return ""
 
 
 def _complain(message: str, debug: bool) -> None:

@@ -102,6 +102,10 @@ USAGE = {
     ),
     "an impossible rank": (["--ranks", "4,0"], "lora.rank: expected whole numbers of at least 1"),
     "a rank above the matrix": (["--ranks", "400"], "rank 400 is more than module"),
+    "a key without --set": (
+        ["rounds=5", "lora.rank=4"],
+        "A key is given by --set rounds=5 --set lora.rank=4",
+    ),
     "a rank that no site may have": (
         ["--ranks", "4", "--set", "clients.max-rank=2"],
         "--ranks has 4 and clients.max-rank is 2",
