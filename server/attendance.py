@@ -17,7 +17,7 @@ from server.mailbox import Look, Mailbox
 from server.member import Member
 from server.names import name_of_node, registered_names
 from server.roster import Kind, NoRosterError, Roster, Rules, Told, roster_after
-from server.waiting import Waiting
+from server.waiting import INTRODUCTIONS, Waiting
 from settings.units import counted
 
 POLL_SECONDS = 0.5
@@ -61,7 +61,7 @@ def call_roster(
         for answer in answers:
             told.take(answer)
             heard.add(answer.metadata.src_node_id)
-        if answers:
+        if told.keep(nodes) or answers:
             try:
                 roster, nobody = told.roster(agreed, data, rules), None
                 left_out = roster.left_out
@@ -80,7 +80,7 @@ def call_roster(
             left = heard_enough_at + PATIENCE_SECONDS - now
         tell(
             Waiting(
-                "answers of sites",
+                INTRODUCTIONS,
                 tuple(sorted(members)),
                 tuple(name_of_node(node) for node in sorted(silent)),
                 max(0, at_least - len(members) - len(silent)),
@@ -202,6 +202,7 @@ def ask_principal(
     names = {member.node_id: member.name for member in roster.members}
     messages = [_query(node, ConfigRecord({"principal-rank": rank})) for node in names]
     limit = budget_bytes(roster.shapes, rank)
+    expected = min(rank, *(min(sides) for sides in roster.shapes.values()))
     reasons = dict.fromkeys(names.values(), f"no answer within {timeout:g} s")
     room = dict.fromkeys(names, limit)
     for answer in mailbox.exchange(messages, timeout, room, look, NEXT_SECONDS):
@@ -210,8 +211,10 @@ def ask_principal(
             content = records_of(answer, PRINCIPAL_RECORDS)
             packed = from_record(content.get("principal"), limit=limit)
             found = unpack(packed, limits=limits_of(roster.shapes, rank))
-            if found.shapes != dict(roster.shapes) or found.rank > rank:
-                raise AdapterError("its modules or rank are not what was asked for")
+            if found.shapes != dict(roster.shapes):
+                raise AdapterError("its modules are not those of the run")
+            if found.rank != expected:
+                raise AdapterError(f"its rank is {found.rank}; {expected} was asked for")
             for module, factors in found.items():
                 check_size(module, max(largest(factors.a), largest(factors.b)))
         except (AdapterError, ReplyError) as error:

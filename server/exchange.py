@@ -65,12 +65,20 @@ class Rejection:
 
 @dataclass(frozen=True, eq=False)
 class Admitted:
-    """What became of a cohort's answers; every list is in roster order."""
+    """What became of a cohort's answers; every list is in the order in which they were asked."""
 
     replies: list[Reply]
     rejected: list[Rejection]
     spare: list[str]
     """Clients that were not waited for any more, because enough others had answered."""
+
+    def with_more(self, later: "Admitted") -> "Admitted":
+        """With what became of clients that were asked after these."""
+        return Admitted(
+            [*self.replies, *later.replies],
+            [*self.rejected, *later.rejected],
+            [*self.spare, *later.spare],
+        )
 
 
 def rejection(client: str, error: BouquetError, during: str = "") -> Rejection:

@@ -11,7 +11,8 @@ Flower's simulation) hands out answers that are built already.
 """
 
 import json
-from collections.abc import Mapping, Set
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,13 +30,22 @@ from flwr.app import (
 )
 from flwr.app.message import make_message
 from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde_utils import error_from_proto, metadata_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+)
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
-from flwr.supercore.inflatable.inflatable_object import InflatableObject
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_object_tree,
+    iterate_object_tree,
+)
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid.http_grid import HttpGrid
 
@@ -60,6 +70,11 @@ ENVELOPE_BYTES = 1 << 12
 PULL_OBJECT = "/pull-object"
 BROKEN = 2
 """The code of the Error that an answer becomes which cannot be read."""
+LOST = (3, 4)
+"""Flower's codes for a message, and for an answer, that the SuperLink has no more."""
+ATTEMPTS_ALONE = 3
+"""So often an announcement may fail alone while others do not."""
+CONTRADICTS = "it announced parts of the coordinator's own messages as made of something else"
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,7 @@ class Postbox:
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._coming: list[_Coming] = []
+        self._failed_alone: Counter[str] = Counter()
         self._here: list[Message] = []
         self._gate = _Gate()
 
@@ -107,36 +123,107 @@ class Postbox:
         if not isinstance(self._grid, HttpGrid):
             return list(self._grid.pull_messages(sorted(questions)))
         self._coming += self._announced(self._grid, questions)
-        busy: set[int] = set()
+        partly: dict[int, _Coming] = {}
         for coming in reversed(list(self._coming)):  # the newest first: an older one may be torn
             if coming.question_id not in awaited:
                 answer: Message | None = coming.given_up()
-            elif coming.node in busy:
-                coming.forget()
-                continue
             else:
                 answer = coming.answer()
-            if answer is None:
-                busy.add(coming.node)
-            else:
-                self._here.append(answer)
-                self._coming.remove(coming)
+                if answer is None and coming.node in partly:
+                    coming.forget()
+                elif answer is None:
+                    partly[coming.node] = coming
+            if answer is not None:
+                self._take(coming, answer)
         here, self._here = self._here, []
         return here
+
+    def push(self, letters: list[Message], questions: Mapping[str, Question]) -> Iterable[str]:
+        """Send messages; the id of each, or nothing where its node is gone.
+
+        Objects go by their hash. A site that has announced one of them as a part of its answer,
+        with other parts than it has, is in the way of all: that is found out and is its bad answer.
+        """
+        try:
+            return self._grid.push_messages(letters)
+        except httpx.HTTPStatusError as error:
+            if isinstance(self._grid, HttpGrid) and _is_of_superlink(error):
+                self._coming += self._announced(self._grid, questions)
+                parts = _parts_of(letters)
+                for coming in [each for each in self._coming if each.contradicts(parts)]:
+                    self._take(coming, coming.refused(CONTRADICTS))
+            raise
+
+    def _take(self, coming: "_Coming", answer: Message) -> None:
+        """It is handed out by this pull, or the next."""
+        self._here.append(answer)
+        self._coming.remove(coming)
 
     def _announced(self, grid: HttpGrid, questions: Mapping[str, Question]) -> list["_Coming"]:
         """The answers that the SuperLink has not told of before; of none is anything fetched."""
         waiting = sorted(questions.keys() - {coming.question_id for coming in self._coming})
         if not waiting:
             return []
-        client = grid._runtime_client
-        self._gate.guard(client)
-        found = client.PullMessages(PullAppMessagesRequest(message_ids=waiting))
-        return [
-            _Coming(_Store(grid, self._gate), metadata, questions[metadata.reply_to_message_id])
-            for metadata in (metadata_from_proto(each.metadata) for each in found.messages_list)
-            if metadata.reply_to_message_id in questions
-        ]
+        self._gate.guard(grid._runtime_client)
+        store = _Store(grid, self._gate)
+        announced = []
+        for message, tree in self._told(grid, waiting, questions):
+            metadata = metadata_from_proto(message.metadata)
+            if question := questions.get(metadata.reply_to_message_id):
+                announced.append(_Coming(store, metadata, question, tree))
+        return announced
+
+    def _told(
+        self, grid: HttpGrid, waiting: list[str], questions: Mapping[str, Question]
+    ) -> list[tuple[ProtoMessage, ObjectTree]]:
+        """What the SuperLink has for these questions.
+
+        One announcement with which it cannot cope fails for all that are asked for beside it, so
+        each is then asked for alone; whose fails alone while others do not is that site's.
+        """
+
+        def tell(names: list[str]) -> list[tuple[ProtoMessage, ObjectTree]]:
+            found = grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=names))
+            return list(zip(found.messages_list, found.message_object_trees, strict=True))
+
+        try:
+            return tell(waiting)
+        except httpx.HTTPStatusError as error:
+            if not _is_of_superlink(error):
+                raise
+            tell(["0" * 64])  # a SuperLink that cannot answer even this is the one that fails
+        told = []
+        for name in waiting:
+            try:
+                told += tell([name])
+                del self._failed_alone[name]
+            except httpx.HTTPStatusError as error:
+                self._failed_alone[name] += 1
+                if self._failed_alone[name] >= ATTEMPTS_ALONE:
+                    self._here.append(_unreadable(name, questions[name], quoted(error, 200)))
+        return told
+
+
+def _is_of_superlink(error: httpx.HTTPStatusError) -> bool:
+    """Whether the SuperLink failed at what it was asked, and not the way to it."""
+    return error.response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR
+
+
+def _parts_of(letters: Iterable[Message]) -> dict[str, set[str]]:
+    """Of each object of these messages, what it is made of."""
+    trees = [get_object_tree(letter) for letter in letters]
+    return {
+        each.object_id: {child.object_id for child in each.children}
+        for tree in trees
+        for each in iterate_object_tree(tree)
+    }
+
+
+def _unreadable(question_id: str, question: Question, reason: str) -> Message:
+    """The answer to a question of whose announcement the SuperLink can make nothing."""
+    metadata = Metadata(0, "", question.node, 0, question_id, "", 0.0, 0.0, question.kind)
+    words = quoted(f"the SuperLink cannot hand out what it announced: {reason}")
+    return make_message(metadata=metadata, error=Error(BROKEN, words))
 
 
 class _NotYetError(Exception):
@@ -206,8 +293,12 @@ class _Store:
 class _Coming:
     """One announced answer, as far as it has come."""
 
-    def __init__(self, store: _Store, metadata: Metadata, question: Question) -> None:
+    def __init__(
+        self, store: _Store, metadata: Metadata, question: Question, tree: ObjectTree
+    ) -> None:
         self.question_id = metadata.reply_to_message_id
+        self._is_of_superlink = metadata.src_node_id == SUPERLINK_NODE_ID
+        self._tree = tree
         self.node = question.node
         self._store = store
         self._message_id = metadata.message_id
@@ -243,15 +334,30 @@ class _Coming:
 
     def given_up(self) -> Message:
         """What it becomes when its wait is over; what has come of it is freed, here and there."""
+        return self.refused("it came after its wait was over")
+
+    def refused(self, reason: str) -> Message:
+        """What it becomes where nothing more of it is fetched."""
         self.forget()
         self._store.received(self._message_id)
-        return self._broken("it came after its wait was over")
+        return self._broken(reason)
+
+    def contradicts(self, parts: Mapping[str, set[str]]) -> bool:
+        """Whether it was announced with an object of these that has other parts."""
+        return any(
+            {child.object_id for child in each.children} != parts[each.object_id]
+            for each in iterate_object_tree(self._tree)
+            if each.object_id in parts
+        )
 
     def _build(self) -> Message:
         parts, body = self._text(self._message_id, Message)
         proto = ProtoMessage.FromString(body)
         if proto.HasField("error"):
-            return make_message(metadata=self._metadata, error=error_from_proto(proto.error))
+            error = error_from_proto(proto.error)
+            if error.code in LOST and not self._is_of_superlink:
+                raise ReplyError("it says of itself that the SuperLink has lost it")
+            return make_message(metadata=self._metadata, error=error)
         (content,) = parts
         names = self._names(content, RecordDict)
         if unasked := names.keys() - self._question.records:

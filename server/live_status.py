@@ -19,7 +19,7 @@ from server.member import Member
 from server.progress import RunObserver
 from server.roster import Roster
 from server.run_folder import read_records
-from server.waiting import COMING_BACK, Waiting
+from server.waiting import COMING_BACK, INTRODUCTIONS, Waiting
 from settings.events import log, logfmt
 
 FORMAT = "bouquet-status-1"
@@ -177,6 +177,10 @@ class StatusFile(RunObserver):
         status.waiting_since, status.deadline = since, _at(waiting.left)
         changed = status.waiting_for != list(waiting.missing)
         status.waiting_for, status.waiting_for_more = list(waiting.missing), waiting.more
+        if waiting.purpose == INTRODUCTIONS:
+            for site in status.sites:
+                if site.state == "left out" and site.name not in waiting.left_out:
+                    site.state, site.words, changed = "absent", None, True
         for name in waiting.here:
             site = status.site(name)
             if site.state in ("absent", "asked", "late"):
@@ -206,6 +210,16 @@ class StatusFile(RunObserver):
             site.state, site.asked_at, site.answered_at, site.late_since = "asked", now, None, None
         self._phase("training")
         self._behind.round_started(server_round, cohort)
+
+    def present(self, here: tuple[str, ...], gone: tuple[str, ...]) -> None:
+        """Who is connected, though it was not asked anything."""
+        for name in gone:
+            self.status.site(name).state = "absent"
+        for name in here:
+            site = self.status.site(name)
+            if site.state == "absent":
+                site.state, site.last_seen = "here", _now()
+        self._behind.present(here, gone)
 
     def phase_started(self, phase: str) -> None:
         """The wait for the clients is over, or another begins."""

@@ -5,17 +5,18 @@ an answer that comes after its round is taken from the SuperLink, counted and dr
 that is out of breath (its database is locked, say) is asked again before the run gives up.
 """
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from adapters.errors import quoted
-from server.flower_grid import Postbox, Question
+from server.flower_grid import LOST, Postbox, Question
 from settings.events import log, logfmt
 
 Found = TypeVar("Found")
@@ -28,13 +29,12 @@ SILENT_AT_LEAST_SECONDS = 30.0
 SILENT_TIMES = 3.0
 """So many times as long as the slowest that answered, and a node is asked again."""
 SILENT_ALL = 1 / 3
-"""Where nobody has answered: after this part of the wait."""
+"""Where fewer than half have answered: after this part of the wait."""
+NONCE = "nonce"
+"""The record that makes each message unlike all others: no site can guess the number of one that
+went to another, or name one of its parts before it is sent."""
 TOO_LATE = 1 / 20
 """In this last part of a wait nobody is asked again: no answer can come in time."""
-TOO_LATE = 1 / 20
-"""In this last part of a wait nobody is asked again: no answer can come in time."""
-LOST = (3, 4)
-"""Flower's codes for a message, and for an answer, that the SuperLink has no more."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class _Wait:
         self._stagger = stagger
         self._again_after = seconds * SILENT_ALL
         self._first: set[str] = set()
+        self._well = 0
         self.room = room
         self.unsent = letters
         self.silent: dict[int, Message] = {}
@@ -98,11 +99,13 @@ class _Wait:
         """Whether it answers the first question that its node was asked."""
         return answer.metadata.reply_to_message_id in self._first
 
-    def heard_of(self, node: int) -> None:
-        """It has answered."""
+    def heard_of(self, node: int, failed: bool) -> None:
+        """It has answered; how long an answer takes, those who have not failed show together."""
         del self.silent[node]
         self.heard.add(node)
-        self._again_after = max(SILENT_AT_LEAST_SECONDS, SILENT_TIMES * self.elapsed)
+        self._well += not failed
+        if 2 * self._well >= len(self.heard) + len(self.silent) + len(self.unsent):
+            self._again_after = max(SILENT_AT_LEAST_SECONDS, SILENT_TIMES * self.elapsed)
 
     def may_ask_again(self, node: int) -> bool:
         """Once, and not so late that no answer can come in time."""
@@ -215,7 +218,7 @@ class Mailbox:
             return False
         if not wait.is_first(answer):
             self._count_lost(wait, node)
-        wait.heard_of(node)
+        wait.heard_of(node, answer.has_error() or "failure" in answer.content)
         self._drop_questions(node)
         return True
 
@@ -258,8 +261,8 @@ class Mailbox:
         return min(SHORTEST_PAUSE_SECONDS * max(1, len(self._waiting)), LONGEST_PAUSE_SECONDS)
 
     def _push(self, messages: Iterable[Message], array_bytes: Mapping[int, int]) -> set[str]:
-        letters = list(messages)
-        names = list(_patiently(lambda: self._grid.push_messages(letters)))
+        letters = [_sealed(letter) for letter in messages]
+        names = list(_patiently(lambda: self._postbox.push(letters, self._questions)))
         asked = {name: letter.metadata for name, letter in zip(names, letters, strict=True) if name}
         self._questions |= {
             name: Question(to.dst_node_id, to.message_type, array_bytes.get(to.dst_node_id, 0))
@@ -304,10 +307,21 @@ def _is_lost(answer: Message) -> bool:
     return answer.has_error() and answer.error.code in LOST
 
 
+def _sealed(letter: Message) -> Message:
+    """The same message, with a number in it that nobody can guess."""
+    nonce = ConfigRecord({NONCE: secrets.token_hex(16)})
+    content = RecordDict({**letter.content, NONCE: nonce})
+    return _with(letter, content, letter.metadata.ttl)
+
+
 def _copy(letter: Message, seconds: float) -> Message:
+    return _with(letter, letter.content, seconds)
+
+
+def _with(letter: Message, content: RecordDict, seconds: float) -> Message:
     told = letter.metadata
     return Message(
-        letter.content,
+        content,
         dst_node_id=told.dst_node_id,
         message_type=told.message_type,
         group_id=told.group_id,

@@ -2,7 +2,8 @@
 
 Where a deployment has keys, its start script names the folder of registered ones in
 BOUQUET_SITE_KEYS: NAME.node holds the number by which Flower knows the SuperNode whose key was
-registered for the site NAME. Flower lets no other key use that number.
+registered for the site NAME. Flower hands the messages to that number to no other key, and none can
+be answered by who has not read it (server/mailbox.py).
 """
 
 import os

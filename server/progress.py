@@ -33,7 +33,11 @@ class RunObserver(Protocol):
         return
 
     def round_started(self, server_round: int, cohort: list[Member]) -> None:
-        """These clients are asked to train."""
+        """These clients are asked to train; and others, where too few of their replies count."""
+        return
+
+    def present(self, here: tuple[str, ...], gone: tuple[str, ...]) -> None:
+        """Which members are connected before a round begins, and which are not."""
         return
 
     def phase_started(self, phase: str) -> None:

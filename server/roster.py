@@ -1,7 +1,7 @@
 """Who can take part: what the nodes say of themselves, and whether it fits together."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -97,6 +97,17 @@ class Told:
             self._members[node] = member_of(answer)
         except ReplyError as error:
             self._odd[node] = claimed_name(answer), str(error)
+
+    def keep(self, nodes: Set[int]) -> bool:
+        """Forget who is connected no more, or registered no more; whether that was anybody."""
+        registered = registered_names()
+        gone = (self._members.keys() | self._odd.keys()) - nodes
+        if registered is not None:
+            gone |= self._members.keys() - registered.keys()
+        for node in gone:
+            self._members.pop(node, None)
+            self._odd.pop(node, None)
+        return bool(gone)
 
     def roster(
         self,

@@ -214,7 +214,6 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
     present = _wait_for_members(run)
     with _timed(seconds, "train_seconds"):
         asked, sent, admitted = _train(run, state, present)
-    _check_enough(admitted, settings, server_round)
     replies, rejected, start = admitted.replies, list(admitted.rejected), state.model.start
     run.observer.phase_started("aggregating")
     with _timed(seconds, "aggregate_seconds"):
@@ -262,19 +261,40 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
 def _train(
     run: Run, state: ServerState, present: list[Member]
 ) -> tuple[list[Asked], Broadcast, Admitted]:
-    """Sample, send, and take what comes in time: who was asked what, and what of it counts."""
+    """Sample, send, and take what comes in time: who was asked what, and what of it counts.
+
+    Where too few replies are usable, as many others are asked instead, until the deadline.
+    """
     settings, clients, server_round = run.settings, run.settings.clients, state.round + 1
     cohort = sample_cohort(
         present, clients.fraction, settings.seed, server_round, clients.over_selection
     )
+    enough = cohort_size(len(present), clients.fraction)
     run.observer.round_started(server_round, cohort)
-    asked = ask(cohort, run.strategy, state.model, clients.head)
-    sent = broadcast_to(asked, state.model, settings.wire.dtype, state.pieces)
+    began, asked, came = time.monotonic(), [], Admitted([], [], [])
+    while True:
+        wave = ask(cohort, run.strategy, state.model, clients.head)
+        asked += wave
+        sent = broadcast_to(asked, state.model, settings.wire.dtype, state.pieces)
+        came = came.with_more(_train_wave(run, state, wave, sent, enough))
+        admitted = guard(came, asked, received_start(state.model, sent), clients)
+        enough = clients.min_replies - len(admitted.replies)
+        if enough <= 0:
+            return asked, sent, admitted
+        cohort = _others(run, [each.member for each in asked], enough, server_round, began)
+        if not cohort:
+            raise _too_few(admitted, clients.min_replies, server_round)
+
+
+def _train_wave(
+    run: Run, state: ServerState, asked: list[Asked], sent: Broadcast, enough: int
+) -> Admitted:
+    """Ask these clients to train, and take what comes in time until so many are usable."""
+    settings, server_round = run.settings, state.round + 1
     messages = round_messages(MessageType.TRAIN, asked, sent, settings, server_round, state.base)
     room = reply_bytes(asked, run.attendance.roster, settings.wire.dtype)
-    answers = run.mailbox.exchange(
-        messages, clients.timeout_seconds, room, _telling(run, "training", cohort)
-    )
+    look = _telling(run, "training", [each.member for each in asked])
+    answers = run.mailbox.exchange(messages, settings.clients.timeout_seconds, room, look)
     admitted = admit_replies(
         _noting_holdings(run, answers),
         asked,
@@ -282,11 +302,37 @@ def _train(
         run.attendance.roster,
         settings,
         server_round,
-        enough=cohort_size(len(present), clients.fraction),
+        enough=enough,
     )
     for _ in _noting_holdings(run, run.mailbox.unheard):
         pass
-    return asked, sent, guard(admitted, asked, received_start(state.model, sent), clients)
+    return admitted
+
+
+def _others(
+    run: Run, asked: Sequence[Member], needed: int, server_round: int, began: float
+) -> list[Member]:
+    """So many members that were not asked yet, or as many as there are; nobody if all were.
+
+    Where too few are connected, it waits for the others until the deadline.
+    """
+    timeout = run.settings.clients.timeout_seconds
+    failed = {member.name for member in asked}
+    while True:
+        here = [member for member in run.attendance.update() if member.name not in failed]
+        known = [member for member in run.attendance.roster.members if member.name not in failed]
+        gone = tuple(member.name for member in known if member not in here)
+        waited = time.monotonic() - began
+        if here and (len(here) >= needed or not gone or waited > timeout):
+            share = min(1.0, needed / len(here))
+            others = sample_cohort(here, share, run.settings.seed, server_round)
+            run.observer.round_started(server_round, others)
+            return others
+        if not gone or waited > timeout or run.mailbox.is_closed:
+            return here
+        names = tuple(member.name for member in here)
+        run.observer.waiting(Waiting(COMING_BACK, names, gone, 0, waited, timeout - waited))
+        time.sleep(WAIT_SECONDS)
 
 
 def _after(state: ServerState, model: GlobalModel, settings: RunSettings) -> ServerState:
@@ -303,10 +349,11 @@ def _wait_for_members(run: Run) -> list[Member]:
     while True:
         present = run.attendance.update()
         waited = time.monotonic() - began
-        if len(present) >= clients.min_replies or waited > clients.timeout_seconds:
-            break
         here = tuple(member.name for member in present)
         gone = tuple(m.name for m in run.attendance.roster.members if m.name not in here)
+        run.observer.present(here, gone)
+        if len(present) >= clients.min_replies or waited > clients.timeout_seconds:
+            break
         more, left = clients.min_replies - len(here) - len(gone), clients.timeout_seconds - waited
         run.observer.waiting(Waiting(COMING_BACK, here, gone, max(0, more), waited, left))
         time.sleep(WAIT_SECONDS)
@@ -351,13 +398,12 @@ def _noting_holdings(run: Run, answers: Iterable[Message]) -> Iterator[Message]:
         yield answer
 
 
-def _check_enough(admitted: Admitted, settings: RunSettings, server_round: int) -> None:
-    if len(admitted.replies) < settings.clients.min_replies:
-        reasons = listing([f"{r.client}: {r.reason}" for r in admitted.rejected], limit=3)
-        raise BouquetError(
-            f"round {server_round} has {len(admitted.replies)} usable replies and needs "
-            f"{settings.clients.min_replies} (clients.min-replies). {reasons}"
-        )
+def _too_few(admitted: Admitted, needed: int, server_round: int) -> BouquetError:
+    reasons = listing([f"{r.client}: {r.reason}" for r in admitted.rejected], limit=3)
+    return BouquetError(
+        f"round {server_round} has {len(admitted.replies)} usable replies and needs "
+        f"{needed} (clients.min-replies). {reasons}"
+    )
 
 
 def _evaluate(

@@ -7,6 +7,8 @@ from adapters.errors import listing, quoted
 from settings.units import counted
 
 LONGEST_SILENCE_SECONDS = 60.0
+INTRODUCTIONS = "answers of sites"
+"""The purpose of the wait before a run, in which who cannot take part is left out."""
 COMING_BACK = "sites to come back"
 """The purpose of a wait for sites that nobody asked anything: they are not connected."""
 

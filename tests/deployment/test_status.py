@@ -172,6 +172,26 @@ def test_who_is_late_in_a_round_and_since_when(run: RunFolder, file: StatusFile)
     assert found.live.site("narvik").words == "has base model other, the run's is base"
 
 
+def test_who_was_left_out_is_so_no_more_once_the_wait_says_so(file: StatusFile) -> None:
+    why = {"bergen": "as many sites have another", "oslo": "as many sites have another"}
+    file.waiting(Waiting("answers of sites", (), ("tromso",), 0, 4.0, 50.0, (), why))
+    assert file.status.site("bergen").state == "left out"
+    file.waiting(Waiting("answers of sites", ("bergen",), ("tromso",), 0, 5.0, 49.0))
+    bergen, oslo = file.status.site("bergen"), file.status.site("oslo")
+    assert (bergen.state, bergen.words) == ("answered", None)
+    assert (oslo.state, oslo.words) == ("absent", None)
+
+
+def test_who_is_gone_before_a_round_is_absent_and_here_when_it_is_back(
+    run: RunFolder, file: StatusFile
+) -> None:
+    opened(file, run)
+    file.present(("bergen",), ("oslo",))
+    assert (file.status.site("bergen").state, file.status.site("oslo").state) == ("here", "absent")
+    file.present(("bergen", "oslo"), ())
+    assert file.status.site("oslo").state == "here"
+
+
 def test_why_a_site_is_left_out(run: RunFolder, file: StatusFile) -> None:
     opened(file, run)
     said = CliRunner(env={"COLUMNS": "200"}).invoke(cli, ["status", str(run.path)])

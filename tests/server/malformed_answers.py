@@ -218,7 +218,7 @@ MALFORMED_SITES: dict[str, tuple[Bad, str]] = {
     "no site": (without("site"), "expected a ConfigRecord 'site'; got nothing"),
     "the site as metrics": (record("site", MetricRecord()), "'site'; got MetricRecord"),
     "the site as arrays": (record("site", ArrayRecord()), "'site'; got ArrayRecord"),
-    "the message itself": (lambda honest, message: message.content, "'ask' was not asked for"),
+    "the message itself": (lambda honest, message: message.content, "'ask'.* were not asked for"),
     "a failure in another's name": (
         record("failure", ConfigRecord({"reason": "no data", "client": "client-00"})),
         "the client reports: no data",

@@ -16,11 +16,22 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
-from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
+from flwr.proto.message_pb2 import (
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectResponse,
+)
+from flwr.proto.runtime_pb2 import (
+    PullAppMessagesRequest,
+    PullAppMessagesResponse,
+    PushAppMessagesRequest,
+    PushAppMessagesResponse,
+)
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
+    iterate_object_tree,
 )
 from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -52,7 +63,8 @@ class Respond(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         response = self.server.respond(self.path, request)
-        self.send_response(200)
+        self.send_response(200 if response is not None else 500)
+        response = response or b""
         self.send_header("content-length", str(len(response)))
         self.end_headers()
         self.wfile.write(response)
@@ -75,6 +87,10 @@ class SuperLink(ThreadingHTTPServer):
         self.fetched: list[str] = []
         """The kind of each object that was asked for."""
         self.broken_wire = 0
+        self.unspeakable: set[str] = set()
+        """Questions to which there is an answer that the SuperLink itself cannot read."""
+        self.known_trees: dict[str, set[str]] = {}
+        """Of each object that was announced: its parts."""
         grid = HttpGrid(insecure=True, token="t")
         grid.set_run(Run.create_empty(1))
         grid._client = RuntimeHttpClient("http://{}:{}".format(*self.server_address))
@@ -83,9 +99,14 @@ class SuperLink(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """The client hung up, as it does on what is too large."""
 
-    def respond(self, path: str, request: bytes) -> bytes:
+    def respond(self, path: str, request: bytes) -> bytes | None:
+        """None where it fails, as with status 500."""
+        if path.endswith("/push-messages"):
+            return self.store(PushAppMessagesRequest.FromString(request))
         if path.endswith("/pull-messages"):
             asked = set(PullAppMessagesRequest.FromString(request).message_ids)
+            if asked & self.unspeakable:
+                return None
             here = [self.answers.pop(name) for name in list(self.answers) if name in asked]
             return PullAppMessagesResponse(
                 messages_list=[message for message, _ in here],
@@ -100,8 +121,21 @@ class SuperLink(ThreadingHTTPServer):
                 object_available=content is not None,
                 object_content=content or b"",
             ).SerializeToString()
+        if path.endswith("/push-object"):
+            return PushObjectResponse(stored=True).SerializeToString()
         self.received.append(path)
+        self.known_trees = {}  # those of the one message with which a test is about
         return b""
+
+    def store(self, request: PushAppMessagesRequest) -> bytes | None:
+        """As Flower's store: an object that is known must have the parts that it has."""
+        for tree in request.message_object_trees:
+            for each in iterate_object_tree(tree):
+                parts = {child.object_id for child in each.children}
+                if self.known_trees.get(each.object_id, parts) != parts:
+                    return None
+        ids = [message.metadata.message_id for message in request.messages_list]
+        return PushAppMessagesResponse(message_ids=ids).SerializeToString()
 
     def push(
         self,
@@ -342,14 +376,34 @@ def test_of_an_answer_that_comes_too_late_nothing_is_fetched(link: SuperLink) ->
     assert len(link.received) == 1
 
 
-def test_of_each_node_one_answer_at_a_time_is_fetched(link: SuperLink) -> None:
-    for question in ("first", "second"):
-        objects = link.push(question, BAD, reply(bytes([len(question)]) * CHUNK * 2))
-        (chunk,) = {name for name, each in objects.items() if each.startswith(b"ArrayChunk")}
-        link.objects[chunk] = None
-    assert link.pull(first=2 * CHUNK, second=2 * CHUNK) == {}
-    assert sum(name.startswith("Message") for name in link.fetched) == 1
-    assert set(link.pull(awaited={"second"}, first=2 * CHUNK, second=2 * CHUNK)) == {"first"}
+def test_of_each_node_no_more_is_held_than_one_answer_takes(link: SuperLink) -> None:
+    for question in ("first", "second", "third"):
+        halves = bytes([len(question)]) * CHUNK + question.encode() * MB
+        objects = link.push(question, BAD, reply(halves))
+        for name, each in objects.items():
+            if each.startswith(b"ArrayChunk") and question.encode() in each[-20:]:
+                link.objects[name] = None
+    link.pull(good=0)  # what any pull loads
+    tracemalloc.start()
+    try:
+        assert link.pull(first=4 * CHUNK, second=4 * CHUNK, third=4 * CHUNK) == {}
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert CHUNK < kept < 2 * CHUNK
+    assert set(link.pull(awaited={"second"}, first=4 * CHUNK, second=4 * CHUNK)) == {
+        "first",
+        "third",
+    }
+
+
+def test_a_whole_answer_is_taken_though_a_newer_one_of_its_node_is_torn(link: SuperLink) -> None:
+    """As where a site was asked again, and died while it pushed its second answer."""
+    link.push("first", BAD, reply(bytes([1]) * CHUNK))
+    objects = link.push("second", BAD, reply(bytes([2]) * CHUNK))
+    (chunk,) = {name for name, each in objects.items() if each.startswith(b"ArrayChunk")}
+    link.objects[chunk] = None
+    assert set(link.pull(first=2 * CHUNK, second=2 * CHUNK)) == {"first"}
 
 
 def test_an_answer_whose_bytes_never_come_holds_up_no_later_one_of_its_node(
@@ -410,3 +464,51 @@ def test_fetching_takes_what_was_declared_and_no_more(times: int, link: SuperLin
     assert came.has_error() == (times > 1)
     # Beside the array: one chunk as here serialized, as the response, and as Flower's copy of it.
     assert peak <= 1.2 * declared + 3 * CHUNK + TEXT_BYTES
+
+
+def test_an_announcement_that_the_superlink_cannot_read_is_its_own_site_s(
+    link: SuperLink,
+) -> None:
+    """As where its times are NaN, which the database stores as NULL."""
+    link.unspeakable = {"bad"}
+    link.push("good", GOOD, honest())
+    came = link.pull(bad=1000, good=1000)
+    assert set(came) == {"good"}
+    tries = [link.pull(bad=1000, more=1000) for _ in range(2)]
+    assert tries[0] == {}
+    assert "the SuperLink cannot hand out what it announced" in tries[1]["bad"].error.reason
+    assert tries[1]["bad"].metadata.src_node_id == BAD
+
+
+def test_a_superlink_that_fails_at_everything_is_no_site_s_bad_answer(link: SuperLink) -> None:
+    link.unspeakable = {"bad", "0" * 64}
+    for _ in range(5):
+        with pytest.raises(httpx.HTTPStatusError):
+            link.pull(bad=1000)
+
+
+def test_who_announces_parts_of_the_next_message_does_not_stop_it(link: SuperLink) -> None:
+    letter = Message(
+        RecordDict({"start": to_record(PACKED)}), dst_node_id=GOOD, message_type="train"
+    )
+    link.push("bad", BAD, reply())
+    link.push("good", GOOD, honest())
+    _, tree = link.answers["bad"]
+    poison = letter.content.object_id
+    tree.children.append(ObjectTree(object_id=poison))
+    link.known_trees = {poison: set()}
+    asked = {"bad": Question(BAD, "train", 1000), "good": Question(GOOD, "train", 1000)}
+    with pytest.raises(httpx.HTTPStatusError):
+        link.postbox.push([letter], asked)
+    assert list(link.postbox.push([letter], asked)) == [letter.object_id]
+    came = link.pull(awaited=set(asked), bad=1000)
+    assert "the coordinator's own messages" in came["bad"].error.reason
+    assert came["bad"].metadata.src_node_id == BAD
+    assert from_record(came["good"].content["adapter"]) == GOOD_BYTES
+
+
+@pytest.mark.parametrize("code", [3, 4])
+def test_no_site_can_say_that_the_superlink_has_lost_its_answer(code: int, link: SuperLink) -> None:
+    link.push("bad", BAD, Error(code, "gone"))
+    error = link.pull(bad=1000)["bad"].error
+    assert (error.code, error.reason) == (2, "it says of itself that the SuperLink has lost it")

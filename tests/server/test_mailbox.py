@@ -295,3 +295,30 @@ def test_nobody_is_asked_again_when_no_answer_can_come_in_time(grid: SlowGrid) -
     assert answer.has_error()
     assert len(grid.pushed) == 1
     assert mailbox.strays == {"lost": 1}
+
+
+def test_no_two_messages_have_a_part_in_common_that_a_site_could_guess(grid: SlowGrid) -> None:
+    mailbox = Mailbox(grid)
+    for _ in range(2):
+        mailbox.ask_later(letters(2))
+    contents = [message.content.object_id for message in grid.pushed.values()]
+    assert len(set(contents)) == len(contents) == 4
+
+
+def test_who_fails_at_once_shows_not_how_long_an_answer_takes(
+    grid: SlowGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.mailbox.SILENT_AT_LEAST_SECONDS", 0.01)
+    answer_to = grid.answer_to
+
+    def failed(name: str) -> Message:
+        answer = answer_to(name)
+        answer.content["failure"] = ConfigRecord({"reason": "no memory"})
+        return answer
+
+    monkeypatch.setattr(grid, "answer_to", failed)
+    grid.ready = ["m0", "m1"]
+    answers = Mailbox(grid).exchange(letters(3), 0.6)
+    assert questions(answers) == ["m0", "m1"]
+    times = [message.metadata.created_at for message in grid.pushed.values()]
+    assert times[3] - times[0] >= 0.2

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
+from adapters.codec import pack
 from adapters.errors import UsageError
-from server.attendance import call_roster
+from adapters.records import to_record
+from server.attendance import ask_principal, call_roster
 from server.mailbox import Mailbox
 from server.names import REGISTRY
 from server.roster import Roster, Rules, Told, roster_after
@@ -16,7 +18,8 @@ from server.rounds import run_rounds
 from server.run_folder import RunFolder
 from server.waiting import Waiting
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
-from tests.fake_clients import Tamper, fake_app, fake_grid, settings_of
+from tests.adapter_generators import make_adapter
+from tests.fake_clients import SHAPES, Tamper, fake_app, fake_grid, settings_of
 
 
 class FillingGrid(InProcessGrid):
@@ -235,3 +238,98 @@ def test_a_site_whose_key_is_removed_while_it_trains_does_not_count(
     assert failure["reason"] == "its key was removed while it was at work"
     assert [each["client"] for each in second["clients"]] == ["client-00", "client-02"]
     assert second["failures"] == []
+
+
+@pytest.mark.usefixtures("sites_elsewhere")
+def test_a_tie_ends_when_the_site_that_made_it_goes() -> None:
+    class LeavingGrid(FillingGrid):
+        def get_node_ids(self) -> list[int]:
+            self.looks += 1
+            nodes = list(InProcessGrid.get_node_ids(self))
+            return nodes[1:2] if self.looks > 4 else nodes[:2]
+
+    roster = call(changed(0, base="other"), grid=LeavingGrid)
+    assert list(roster.ranks) == ["client-01"]
+
+
+@pytest.mark.usefixtures("sites_elsewhere")
+def test_who_has_gone_again_does_not_count_among_those_that_are_needed() -> None:
+    class PassingGrid(FillingGrid):
+        def get_node_ids(self) -> list[int]:
+            nodes = super().get_node_ids()
+            return nodes[:1] if self.looks < 5 else nodes[1:2]
+
+    with pytest.raises(UsageError, match="1 client connected within"):
+        call(changed(9), at_least=2, seconds=0.3, grid=PassingGrid)
+
+
+@pytest.mark.usefixtures("sites_elsewhere")
+def test_a_decomposition_of_another_rank_is_that_site_s_and_the_next_is_asked() -> None:
+    def lower(number: int, message: Message, reply: Message) -> Message:
+        if number == 0 and "principal" in reply.content:
+            reply.content["principal"] = to_record(pack(make_adapter(7, SHAPES, 1, 1.0)))
+        return reply
+
+    mailbox = Mailbox(fake_grid(settings_of("unused"), fake_app(tamper=lower)))
+    roster = call_roster(mailbox, 3, 5.0)
+    assert ask_principal(mailbox, roster, 3, 5.0).rank == 3
+
+
+def failing(*clients: int) -> Tamper:
+    """The training of these clients fails."""
+
+    def fails(number: int, message: Message, reply: Message) -> Message:
+        if number in clients and "adapter" in reply.content:
+            return Message(RecordDict(), reply_to=message)
+        return reply
+
+    return fails
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2, 3])
+def test_where_too_few_replies_are_usable_others_are_asked(bad: int, tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "rounds": 4,
+        "clients__count": 4,
+        "lora__rank": "2",
+        "clients__fraction": 0.5,
+        "clients__min_replies": 2,
+    }
+    settings = settings_of(tmp_path / "run", **values)
+    run_rounds(fake_grid(settings, fake_app(tamper=failing(bad))), settings)
+    records = RunFolder(tmp_path / "run").rounds()[1:]
+    drawn = [record for record in records if record["failures"]]
+    assert drawn
+    for record in records:
+        took_part = {each["client"] for each in record["clients"]}
+        assert len(took_part) == 2
+        assert f"client-0{bad}" not in took_part
+
+
+@pytest.mark.usefixtures("sites_elsewhere")
+def test_an_honest_site_that_is_away_is_waited_for_where_a_bad_one_took_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.rounds.WAIT_SECONDS", 0.01)
+
+    class AwayGrid(InProcessGrid):
+        away = 0
+
+        def get_node_ids(self) -> list[int]:
+            nodes = list(super().get_node_ids())
+            self.away -= self.away > 0
+            return nodes[:2] if self.away else nodes
+
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            messages = list(messages)
+            if not self.away and messages[0].metadata.message_type == "query":
+                self.away = 20
+            return list(super().push_messages(messages))
+
+    settings = settings_of(tmp_path / "run", rounds=1, clients__min_replies=2)
+    grid = fake_grid(settings, fake_app(tamper=failing(0)))
+    grid.__class__ = AwayGrid
+    run_rounds(grid, settings)
+    record = RunFolder(tmp_path / "run").rounds()[-1]
+    assert [each["client"] for each in record["clients"]] == ["client-01", "client-02"]
+    assert [each["client"] for each in record["failures"]] == ["client-00"]
