@@ -35,13 +35,13 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 plot: $(READY)  ## draw the newest demo run into docs/demo.svg
-	$(BIN)/python tools/plot_run.py $$(ls -dt runs/*/ | head -1) --output docs/demo.svg
+	$(BIN)/python -m tools.plot_run $$(ls -dt runs/*/ | head -1) --output docs/demo.svg
 
 bench: $(READY)  ## ratios against plain loops, memory, Ray, Flower's FedAvg; half an hour
 	$(BIN)/python -m benchmarks
 
 fuzz: $(READY)  ## a million damaged payloads at the decoders of what clients send; ten minutes
-	$(BIN)/python tools/fuzz_codec.py
+	$(BIN)/python -m tools.fuzz_codec
 
 soak: $(READY)  ## kill -9 in a federation, 20 times each process, and compare bytes; an hour
 	$(BIN)/python -m tools.soak
@@ -59,7 +59,7 @@ compat: $(READY)  ## the same apps under the newest Flower, over HTTP: the same 
 	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m tools.compat --pinned $(BIN)/python
 
 pretrain: $(READY)  ## make the embedded base model again
-	$(BIN)/python tools/pretrain.py
+	$(BIN)/python -m tools.pretrain
 
 clean:
 	rm -rf $(VENV) $(COMPAT) .pytest_cache .mypy_cache .ruff_cache

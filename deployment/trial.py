@@ -15,7 +15,6 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import distribution
 from pathlib import Path
 
 import tomli_w
@@ -185,15 +184,12 @@ def open_ports(wanted: Sequence[int]) -> list[int]:
 
 def _write_app(app: Path) -> None:
     """What `flwr run` makes the bundle of; from a checkout and from an installed package alike."""
-    home = Path(settings.__file__).resolve().parent
+    home = Path(settings.__file__).resolve().parent.parent
     ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
     for room in ROOMS:
-        shutil.copytree(home.parent / room, app / room, ignore=ignored)
-    tables = home.parent / "pyproject.toml"
-    shutil.copy(tables if tables.is_file() else home / "pyproject.toml", app / "pyproject.toml")
-    terms = home.parent / "LICENSE"
-    installed = "" if terms.is_file() else distribution("bouquet").read_text("licenses/LICENSE")
-    (app / "LICENSE").write_text(installed or terms.read_text())
+        shutil.copytree(home / room, app / room, ignore=ignored)
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(home / name, app / name)
 
 
 def _environment(sites: int) -> dict[str, str]:

@@ -316,15 +316,13 @@ class RunSettings:
 
 def default_values() -> dict[str, Value]:
     """The defaults, from [tool.flwr.app.config] of the project's pyproject.toml."""
-    here = Path(__file__).resolve().parent
-    for candidate in (here.parent / "pyproject.toml", here / "pyproject.toml"):
-        if candidate.is_file():
-            with candidate.open("rb") as file:
-                tables = tomllib.load(file)
-            config = tables.get("tool", {}).get("flwr", {}).get("app", {}).get("config")
-            if config is not None:
-                return flatten_tables(config)
-    raise UsageError(f"no pyproject.toml with [tool.flwr.app.config] beside {here}: reinstall")
+    path = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if path.is_file():
+        tables = tomllib.loads(path.read_text())
+        config = tables.get("tool", {}).get("flwr", {}).get("app", {}).get("config")
+        if config is not None:
+            return flatten_tables(config)
+    raise UsageError(f"{path} with [tool.flwr.app.config] is not there: reinstall")
 
 
 def run_settings(*layers: Mapping[str, Value]) -> RunSettings:

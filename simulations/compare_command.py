@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from adapters.errors import BouquetError, UsageError, listing
 from settings.keys import Value, flatten
@@ -94,23 +95,38 @@ def compare(
 
       bouquet compare --strategies all --ranks 8 --clients 10 --seeds 5 --equal-bytes
     """
-    from simulations.compare import choose_names, shared_settings
+    from simulations.compare import choose_names
     from simulations.tuning import parse_rates
 
-    layers: list[Mapping[str, Value]] = [
-        *job.config_layers(config),
-        job.job_layer(context.params),
-    ]
-    if shared_settings(layers).data.client_held_out_share() > 0:
-        layers = [{"evaluate.clients": True}, *layers]
+    layers, each_rank = comparison_layers(
+        [*job.config_layers(config), job.job_layer(context.params)]
+    )
     if tune_rates and learning_rate is not None:
         raise UsageError(
             "--tune-rates chooses each method's learning rate, and --lr sets one for all: give one "
             "of the two"
         )
     rates = parse_rates(tune_rates) if tune_rates else []
-    names = choose_names(strategies, shared_settings(layers).ranks())
-    run_comparison(layers, names, seeds, equal_bytes, output, rates)
+    names = choose_names(strategies, each_rank)
+    page = run_comparison(layers, names, seeds, equal_bytes, output, console, rates)
+    console.print(f"\neverything on one page: {page}", soft_wrap=True, markup=False)
+    console.print(
+        f"every number: {page.parent}/results.json, {page.parent}/results.csv", soft_wrap=True
+    )
+
+
+def comparison_layers(
+    layers: Sequence[Mapping[str, Value]],
+) -> tuple[list[Mapping[str, Value]], list[int]]:
+    """The configuration that all runs share, and the clients' ranks.
+
+    Clients that hold something out evaluate on it, unless a layer says otherwise.
+    """
+    from simulations.compare import shared_settings
+
+    settings = shared_settings(layers)
+    held_out = settings.data.client_held_out_share() > 0
+    return [*([{"evaluate.clients": True}] if held_out else []), *layers], settings.ranks()
 
 
 def run_comparison(
@@ -119,9 +135,13 @@ def run_comparison(
     seeds: int,
     equal_bytes: bool,
     output: Path | None,
+    console: Console,
     rates: Sequence[float] = (),
-) -> None:
-    """Prepare, tune, run all, and sum up."""
+) -> Path:
+    """Prepare, tune, run all, and write the page, whose path it returns.
+
+    BouquetError where no run could be finished.
+    """
     from simulations.compare import Runner, shared_settings
     from simulations.comparison_display import ComparisonDisplay, print_results
     from simulations.comparison_folder import open_comparison
@@ -158,9 +178,7 @@ def run_comparison(
         raise BouquetError(f"none of {len(runs)} runs could be finished; {path} says why")
     from simulations.page import write_report
 
-    page = write_report(path, runs)
-    console.print(f"\neverything on one page: {page}", soft_wrap=True, markup=False)
-    console.print(f"every number: {path}/results.json, {path}/results.csv", soft_wrap=True)
+    return write_report(path, runs)
 
 
 def _going_on(output: Path | None, path: Path) -> str:

@@ -113,9 +113,18 @@ class Plot:
     wide: bool = False
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows, though pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png", dpi=110, facecolor="white")
+        return picture.getvalue()
+
+
 def new_figure(width: float = HALF, height: float = 3.6) -> Figure:
     """An empty figure that lays itself out."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def panels(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from adapters.errors import UsageError
 from settings.run import RunSettings, run_settings
@@ -81,6 +82,19 @@ def simulate(
 
 def run_simulation(settings: RunSettings, central: bool) -> None:
     """Prepare, run, and sum up."""
+    from simulations.summary import print_summary
+
+    settings, folder, rounds, reference = watched_simulation(settings, console, central)
+    print_summary(console, settings, folder, rounds, reference)
+
+
+def watched_simulation(
+    settings: RunSettings, console: Console, central: bool = False
+) -> tuple[RunSettings, Path, list[dict[str, Any]], dict[str, Any] | None]:
+    """Prepare and run: the settings as they were, the run's folder, its records, and central's.
+
+    Ctrl-C is told with how to go on, and passed on.
+    """
     from server.method import judged_by_clients
     from server.progress import observe_run
     from server.run_folder import RunFolder
@@ -99,7 +113,6 @@ def run_simulation(settings: RunSettings, central: bool) -> None:
 
     from client.training import observe_steps
     from simulations.central import central_reference
-    from simulations.summary import print_summary
 
     reference: dict[str, Any] | None = None
     try:
@@ -115,4 +128,4 @@ def run_simulation(settings: RunSettings, central: bool) -> None:
             advice = display.how_to_go_on(display.folder)
             console.print(f"\nstopped; {advice}", soft_wrap=True, markup=False)
         raise
-    print_summary(console, settings, display.folder, rounds, reference)
+    return settings, display.folder, rounds, reference

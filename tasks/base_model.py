@@ -75,7 +75,7 @@ def _project_roots() -> Iterator[Path]:
         installed = importlib.metadata.distribution("bouquet")
     except importlib.metadata.PackageNotFoundError:
         return
-    yield Path(str(installed.locate_file("")))
+    yield Path(str(installed.locate_file("bouquet/app")))
     if origin := installed.read_text("direct_url.json"):  # an editable install: its source folder
         yield Path(unquote(urlparse(json.loads(origin)["url"]).path))
 

@@ -21,6 +21,19 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
         {"adapters", "settings", "strategies", "tasks", "client", "server", "deployment"},
         set(),
     ),
+    "bouquet": (
+        {
+            "adapters",
+            "settings",
+            "strategies",
+            "tasks",
+            "client",
+            "server",
+            "deployment",
+            "simulations",
+        },
+        set(),
+    ),
 }
 FILES = [path for room in ARROWS for path in sorted((ROOT / room).rglob("*.py"))]
 

@@ -1,8 +1,8 @@
 """Throw damaged payloads at the decoders of what clients send, and write down whatever breaks them.
 
-    python tools/fuzz_codec.py                        # a million cases
-    python tools/fuzz_codec.py --cases 1000 --seed 7
-    python tools/fuzz_codec.py --seed 7 --only 123    # one case again, with its traceback
+    python -m tools.fuzz_codec                        # a million cases
+    python -m tools.fuzz_codec --cases 1000 --seed 7
+    python -m tools.fuzz_codec --seed 7 --only 123    # one case again, with its traceback
 
 A case is an honest payload (an adapter in some number format, whole or one factor of it, or a head)
 with one to four mutations (tools/payload_mutations.py). In most cases the SHA-256 is made true
@@ -23,13 +23,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from payload_mutations import HEAD_SHAPES, SHAPES, damaged, honest_head, honest_payload
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from adapters.adapter import Adapter, Factors
 from adapters.codec import limits_of, unpack
 from adapters.errors import AdapterError
 from adapters.head import unpack_head
+from tools.payload_mutations import HEAD_SHAPES, SHAPES, damaged, honest_head, honest_payload
 
 KNOWN = Adapter(
     {

@@ -1,6 +1,6 @@
 """Draw runs beside each other: held-out loss against rounds, and bytes against rounds.
 
-    python tools/plot_run.py runs/flora-001 [runs/zero-padding-001 ...] --output docs/demo.svg
+    python -m tools.plot_run runs/flora-001 [runs/zero-padding-001 ...] --output docs/demo.svg
 
 A run's central reference, where it has one, is a dashed line.
 """

@@ -1,7 +1,7 @@
 """Pretrain the small base model that Bouquet's tests and demonstrations fine-tune.
 
-    python tools/pretrain.py --minutes 40                  # this long, whatever the machine
-    python tools/pretrain.py --steps 100 --output small    # this number of steps, however long
+    python -m tools.pretrain --minutes 40                  # this long, whatever the machine
+    python -m tools.pretrain --steps 100 --output small    # this number of steps, however long
 
 Reads the running Python's standard library with every docstring cut out, trains a byte-level BPE
 tokenizer on it, then a Llama of 3.8 M parameters, and writes both as one model folder that
@@ -20,7 +20,6 @@ import platform
 import random
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,10 +31,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from tasks.standard_library import read_sources
 
-from tasks.standard_library import read_sources  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY = 4096

@@ -78,7 +78,7 @@ CELLS = [
 def run(cell: Cell, model: str, data: str, seeds: int, output: Path) -> int:
     """One cell to its end; its exit code."""
     given = ["--model", model, "--data", data] if cell.name.startswith("sst2") else []
-    command = [sys.executable, "-m", "simulations", "compare", *cell.options, *given]
+    command = [sys.executable, "-m", "bouquet", "compare", *cell.options, *given]
     command += ["--seeds", str(seeds), "--output", str(output / cell.name)]
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     began = time.monotonic()

@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-
 
 @pytest.fixture
-def fuzzer(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """tools/fuzz_codec.py as a module, as it is when it is run."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    return importlib.import_module("fuzz_codec")
+def fuzzer() -> Any:
+    """As a module, on whose names the tests lay their hands."""
+    return importlib.import_module("tools.fuzz_codec")
 
 
 def run(fuzzer: Any, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -27,7 +27,7 @@ def newer(tmp_path: Path) -> dict[str, str]:
 
 
 def bouquet(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "simulations", *arguments]
+    command = [sys.executable, "-m", "bouquet", *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode, ended.stdout + ended.stderr

@@ -65,12 +65,6 @@ def test_keys_are_kebab_case_with_at_most_one_dot() -> None:
     assert odd == []
 
 
-def test_a_packaged_copy_of_the_code_holds_the_defaults_too() -> None:
-    tables = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wheel = tables["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"] == {"pyproject.toml": "settings/pyproject.toml"}
-
-
 def test_some_code_reads_every_key() -> None:
     source = "\n".join(path.read_text() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
     own_methods = (ROOT / "settings" / "run.py").read_text()

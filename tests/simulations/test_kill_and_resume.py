@@ -89,7 +89,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def start(arguments: list[str], script: list[str] | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, *(script or ["-m", "simulations"]), *arguments]
+    command = [sys.executable, *(script or ["-m", "bouquet"]), *arguments]
     return subprocess.Popen(
         command,
         cwd=ROOT,

@@ -179,7 +179,7 @@ def test_a_status_without_numbers_is_told_and_odd_names_are_escaped(page: Page) 
 
 
 def test_ctrl_c_ends_the_page_with_one_line_while_it_is_open(page: Page) -> None:
-    command = [sys.executable, "-m", "simulations", "watch", str(page.folder.path), "--no-open"]
+    command = [sys.executable, "-m", "bouquet", "watch", str(page.folder.path), "--no-open"]
     with (
         subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

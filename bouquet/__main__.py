@@ -1,0 +1,5 @@
+"""`python -m bouquet` is `bouquet`."""
+
+from bouquet.launch import main
+
+main()

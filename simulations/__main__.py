@@ -1,5 +1,0 @@
-"""`python -m simulations` is `bouquet`."""
-
-from simulations.cli import main
-
-main()
