@@ -9,14 +9,20 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOMS = (
+    "core",
     "adapters",
     "settings",
+    "wire",
     "strategies",
     "tasks",
+    "models",
+    "journal",
     "client",
     "server",
     "deployment",
     "simulations",
+    "reports",
+    "commands",
 )
 
 

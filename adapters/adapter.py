@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from adapters.errors import AdapterError, listing
+from core.errors import AdapterError, listing
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Shapes: TypeAlias = Mapping[str, tuple[int, int]]

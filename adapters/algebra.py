@@ -11,7 +11,7 @@ import numpy as np
 
 from adapters.adapter import Adapter, Delta, Dense, Factors, Form, pays_dense, same_shapes
 from adapters.dense import DoubleArray, matrix, side_by_side, summed
-from adapters.errors import AdapterError
+from core.errors import AdapterError
 
 CANCELLED = 1e-12
 """Share of the squares below which a difference of norms is only rounding."""

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapters.adapter import FloatArray
-from adapters.errors import AdapterError
+from core.errors import AdapterError
 
 WIRE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
 ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}

@@ -20,17 +20,11 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from adapters.adapter import Adapter, Delta, Factors, FloatArray, Shapes
-from adapters.errors import AdapterError, UsageError, listing
-from adapters.expert_names import (
-    expert_parameters,
-    joined,
-    parted,
-    peft_names,
-    plain_and_experts,
-)
+from adapters.expert_names import expert_parameters, joined, parted, peft_names, plain_and_experts
 from adapters.head import Head, HeadShapes
 from adapters.number_formats import decode
 from adapters.refactoring import as_factors
+from core.errors import AdapterError, UsageError, listing
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS, LABELS = "adapter_config.json", "adapter_model.safetensors", "labels.json"

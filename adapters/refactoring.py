@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from adapters.adapter import Adapter, Delta, Dense, Factors, Form, pays_dense
 from adapters.dense import DoubleArray, matrix
-from adapters.errors import AdapterError
+from core.errors import AdapterError
 
 SMALL = 128
 """Sides of a matrix up to which its decomposition is of no account."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from adapters.adapter import Adapter, Delta, Factors
 from adapters.algebra import add
-from adapters.errors import AdapterError
+from core.errors import AdapterError
 
 PLUS, MINUS, STEP = "plus", "minus", "step"
 KINDS = (PLUS, MINUS, STEP)

@@ -15,9 +15,9 @@ import numpy as np
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import stack
-from adapters.codec import pack, unpack
 from adapters.refactoring import refactor
 from benchmarks.measuring import Row, alternate, progress, ratios, repeated, report
+from wire.codec import pack, unpack
 
 RANKS = [64, 32, 16, 16, 8, 8, 4, 4, 4, 4]
 SCALE = 2.0

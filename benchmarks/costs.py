@@ -18,14 +18,15 @@ import numpy as np
 
 from adapters.adapter import Adapter, Factors, draw
 from benchmarks.measuring import Row, progress, report
-from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
+from server.admission import Reply
 from server.broadcast import Asked, ask, broadcast_to
-from server.exchange import Reply
+from server.combining import aggregate, changes_of, freezes_tails, frozen_tails, weigh
 from server.member import Member
-from server.pieces import Piece, in_pieces
+from server.pieces import in_pieces
 from server.telemetry import round_record
 from strategies.registry import make_strategy
 from strategies.strategy import GlobalModel, Strategy, Updates
+from wire.pieces import Piece
 
 Shapes = Mapping[str, tuple[int, int]]
 SMALL: Shapes = {f"layers.{k}.proj": (64, 64) for k in range(14)}

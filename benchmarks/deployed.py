@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.deployed_apps import JOB, VARIANTS
 from benchmarks.measuring import Row, progress, ratios, report
-from tests.deployment.small_federation import SmallFederation
+from tools.rehearsal.small_federation import SmallFederation
 
 SIZES = {"448 tensors": (32, 8)}
 """Layers of seven modules, and rank."""

@@ -22,15 +22,15 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from adapters.adapter import Adapter, Factors
-from adapters.codec import pack, unpack
-from adapters.records import from_record, to_record
 from benchmarks.wire import linear_layers
 from client.instruction import read_instruction
-from server.exchange import Rejection
+from server.admission import Rejection
 from server.progress import LogObserver, log_to_stdout, observe_run
 from server.rounds import run_rounds
 from settings.keys import Value
 from settings.run import run_settings
+from wire.codec import pack, unpack
+from wire.records import from_record, to_record
 
 JOB = "BOUQUET_DEPLOYED_JOB"
 """Environment variable: layers, rank, rounds, and the file for the seconds."""

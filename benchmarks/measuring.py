@@ -111,7 +111,7 @@ def run_child(command: Sequence[str], **environment: str) -> tuple[float, int, s
 
 def simulate_command(output: Path, config: dict[str, object]) -> list[str]:
     """`bouquet simulate` with these keys, as a command line."""
-    start = "import sys; from simulations.cli import main; sys.argv[0] = 'bouquet'; main()"
+    start = "import sys; from commands.cli import main; sys.argv[0] = 'bouquet'; main()"
     keys = [f"--set={name}={value}" for name, value in config.items()]
     return [sys.executable, "-c", start, "simulate", "--output", str(output), *keys]
 

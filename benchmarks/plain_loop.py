@@ -29,11 +29,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from adapters.adapter import Adapter, draw
 from client.training import computes_in_bfloat16, learning_rate, plan_steps
-from server.sampling import derive_seed
+from models.base_model import embedded_model_path
 from settings.keys import read_assignment
 from settings.run import RunSettings, run_settings
+from settings.seeds import derive_seed
 from settings.site import client_name
-from tasks.base_model import embedded_model_path
 from tasks.encoding import SHAPE_STEP, Encoded, encode, order_batches
 from tasks.partition import federate, global_held_out
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.measuring import Row, progress, ratios, report
 from benchmarks.plain_loop import LOOPS, PlainLoop
-from server.exchange import Rejection
+from server.admission import Rejection
 from server.member import Member
 from server.progress import RunObserver, observe_run
 from settings.run import RunSettings, run_settings

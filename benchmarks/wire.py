@@ -19,9 +19,9 @@ import numpy as np
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import relative_error
-from adapters.codec import pack, unpack
 from adapters.number_formats import WIRE_DTYPES
 from benchmarks.measuring import Row, progress, ratios, report, run_child, simulate_command
+from wire.codec import pack, unpack
 
 JOB: dict[str, object] = {
     "rounds": 3,

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from bouquet.rooms import at_home
 
 if TYPE_CHECKING:
-    from adapters.errors import BouquetError, UsageError
     from bouquet.calls import compare, simulate
     from bouquet.calls import open_folder as open  # noqa: A004
     from bouquet.results import Comparison, Run
+    from core.errors import BouquetError, UsageError
 
 __all__ = ["BouquetError", "Comparison", "Run", "UsageError", "compare", "open", "simulate"]
 _FOUND_IN = {
-    "BouquetError": ("adapters.errors", "BouquetError"),
+    "BouquetError": ("core.errors", "BouquetError"),
     "Comparison": ("bouquet.results", "Comparison"),
     "Run": ("bouquet.results", "Run"),
-    "UsageError": ("adapters.errors", "UsageError"),
+    "UsageError": ("core.errors", "UsageError"),
     "compare": ("bouquet.calls", "compare"),
     "open": ("bouquet.calls", "open_folder"),
     "simulate": ("bouquet.calls", "simulate"),

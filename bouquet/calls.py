@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.console import Console
 
-from adapters.errors import UsageError
 from bouquet.keywords import layer_of
 from bouquet.results import Comparison, Run
 from bouquet.rooms import at_home
+from core.errors import UsageError
 
 
 @at_home()
@@ -37,10 +37,10 @@ def simulate(
     Raises UsageError for what a person can mend before anything is written, BouquetError for a run
     that ends early; the messages are those of the command.
     """
-    from server.run_folder import read_config
+    from commands.job_options import config_layers
+    from commands.simulate_command import watched_simulation
+    from journal.run_folder import read_config
     from settings.run import run_settings
-    from simulations.job_options import config_layers
-    from simulations.simulate_command import watched_simulation
 
     layer = layer_of({"strategy": strategy, **keys})
     if resume is not None:
@@ -76,9 +76,9 @@ def compare(
     output: a new folder, or that of a comparison to go on with; by default comparisons/001.
     All else as in `simulate`.
     """
+    from commands.compare_command import comparison_layers, run_comparison
+    from commands.job_options import config_layers
     from simulations.compare import choose_names
-    from simulations.compare_command import comparison_layers, run_comparison
-    from simulations.job_options import config_layers
     from simulations.tuning import parse_rates
 
     if seeds < 1:

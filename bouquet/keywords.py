@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import UsageError
+from commands.job_options import KEYS, job_layer
+from core.errors import UsageError
 from settings.keys import Value, as_list
-from simulations.job_options import KEYS, job_layer
 
 
 def layer_of(keywords: Mapping[str, Any]) -> dict[str, Value]:

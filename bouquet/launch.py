@@ -6,6 +6,6 @@ from bouquet.rooms import move_in
 def main() -> None:
     """Run the command line."""
     move_in()
-    from simulations.cli import main as command_line
+    from commands.cli import main as command_line
 
     command_line()

@@ -5,9 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import BouquetError, UsageError, listing, nearest
 from bouquet.rooms import at_home
-from simulations import results
+from core.errors import BouquetError, UsageError, listing, nearest
+from journal import results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,14 +108,14 @@ class Run:
     @at_home()
     def report(self) -> Path:
         """One page about the run, to read without a network; written now."""
-        from simulations.page import write_report
+        from reports.page import write_report
 
         return write_report(self.folder, [results.read_run(self.folder)])
 
     def _base(self, device: str) -> Any:
-        from server.run_folder import read_config
+        from journal.run_folder import read_config
+        from models.base_model import load_base_model
         from settings.run import run_settings
-        from tasks.base_model import load_base_model
 
         settings = run_settings(read_config(self.folder / "config.toml"))
         model, labels = settings.model, settings.data.listed_labels()
@@ -184,7 +184,7 @@ class Comparison:
     @at_home()
     def report(self) -> Path:
         """The page that compares the runs, to read without a network; written now."""
-        from simulations.page import write_report
+        from reports.page import write_report
 
         return write_report(self.folder, self._read())
 
@@ -198,9 +198,9 @@ LOSSES = ("held_out_loss", "client_held_out_loss", "train_loss")
 
 
 def _plots(runs: Sequence[results.Run]) -> dict[str, "Figure"]:
-    from simulations.figure_data import line_up
-    from simulations.figure_style import styled
-    from simulations.figures import all_plots
+    from reports.figure_data import line_up
+    from reports.figure_style import styled
+    from reports.figures import all_plots
 
     with styled():
         return {plot.name: plot.figure for _, plot in all_plots(line_up(runs))}

@@ -18,17 +18,17 @@ from flwr.clientapp import ClientApp
 
 from adapters.adapter import Adapter
 from adapters.algebra import relative_error
-from adapters.codec import pack, unpack
-from adapters.errors import BouquetError
-from adapters.head import pack_head
 from adapters.pruning import kept_rank, pruned
-from adapters.records import to_record
 from client.instruction import Instruction, read_instruction
 from client.pieces import held_pieces
 from client.received import check_base, head_of, model_of
 from client.shelf import RecordShelf, run_shelf
-from settings.events import log, log_to_stdout, logfmt
+from core.errors import BouquetError
+from core.events import log, log_to_stdout, logfmt
 from settings.site import parse_site
+from wire.codec import pack, unpack
+from wire.head import pack_head
+from wire.records import to_record
 
 if TYPE_CHECKING:
     from client.site import Workplace
@@ -125,7 +125,7 @@ def query(content: RecordDict, context: Context) -> RecordDict:
     )
     ask = content.get("ask")
     if isinstance(ask, ConfigRecord) and "principal-rank" in ask:
-        from tasks.principal import principal_factors
+        from models.principal import principal_factors
 
         rank = ask["principal-rank"]
         assert isinstance(rank, int)
@@ -137,7 +137,7 @@ def query(content: RecordDict, context: Context) -> RecordDict:
 @_answer
 def train(content: RecordDict, context: Context) -> RecordDict:
     """Train for one round and return the factors."""
-    from client.memory import as_own_head, recall, remember
+    from client.kept import as_own_head, recall, remember
     from client.pruning import RestPenalty
     from client.site import open_workplace
     from client.starting import starting_factors, with_frozen_tail, with_own_b
@@ -219,7 +219,7 @@ def train(content: RecordDict, context: Context) -> RecordDict:
 @_answer
 def evaluate(content: RecordDict, context: Context) -> RecordDict:
     """Loss of the model that this client would use, on the examples that it holds out."""
-    from client.memory import recall
+    from client.kept import recall
     from client.site import open_workplace
     from client.starting import starting_factors, with_frozen_tail, with_own_b
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from adapters.errors import BouquetError
+from core.errors import BouquetError
 from settings.keys import parse
 from settings.run import LocalSettings, LoraSettings
 

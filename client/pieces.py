@@ -8,11 +8,11 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from adapters.adapter import Adapter, Delta
-from adapters.codec import unpack, unpack_delta
-from adapters.errors import BouquetError, listing
-from adapters.records import PIECE, from_record
 from adapters.terms import Term, sum_of_terms
 from client.shelf import FolderShelf
+from core.errors import BouquetError, listing
+from wire.codec import unpack, unpack_delta
+from wire.records import PIECE, from_record
 
 
 def held_pieces(cache: Path) -> list[str]:

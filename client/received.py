@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 from flwr.app import ArrayRecord, RecordDict
 
 from adapters.adapter import Adapter, Delta, FloatArray, Shapes, draw
-from adapters.codec import unpack, unpack_delta
-from adapters.errors import BouquetError, listing
-from adapters.head import unpack_head
-from adapters.records import from_record
 from client.instruction import Instruction
-from client.memory import own_head
+from client.kept import own_head
 from client.pieces import open_pieces
 from client.shelf import FolderShelf
+from core.errors import BouquetError, listing
+from wire.codec import unpack, unpack_delta
+from wire.head import unpack_head
+from wire.records import from_record
 
 if TYPE_CHECKING:
-    from tasks.tuned_model import TunedModel
+    from models.tuned_model import TunedModel
 
 
 def check_base(wanted: str, own: str) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, RecordDict
 
-from adapters.errors import BouquetError
-from adapters.records import from_record, to_record
+from core.errors import BouquetError
+from wire.records import from_record, to_record
 
 DIGEST_BYTES = 32
 RUNS_KEPT = 4

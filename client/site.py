@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from flwr.app import Context
 
-from adapters.errors import UsageError
+from core.errors import UsageError
+from core.units import counted
+from models.tuned_model import TunedModel, resident_model
 from settings.run import LoraSettings, RunSettings, run_settings
 from settings.site import Site, parse_site
-from settings.units import counted
 from tasks.encoding import Encoded
 from tasks.labels import label_names
 from tasks.partition import Part, federate, own_part
-from tasks.tuned_model import TunedModel, resident_model
 
 
 @dataclass(frozen=True, eq=False)

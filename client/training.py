@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from adapters.adapter import Adapter, FloatArray
-from adapters.errors import BouquetError
 from adapters.head import Head
 from client.frozen import frozen_in_bfloat16
 from client.pruning import RestPenalty
+from core.errors import BouquetError
+from models.tuned_model import TunedModel
 from settings.run import LocalSettings
 from tasks.encoding import Batch, Encoded, order_batches
-from tasks.tuned_model import TunedModel
 
 StepObserver = Callable[[int, int], None]
 _observer: ContextVar[StepObserver | None] = ContextVar("step observer", default=None)

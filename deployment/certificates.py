@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from deployment.findings import Finding, fine, mend, note
 from deployment.flower_version import FLOWER, refuse_http, speaks_grpc
 from deployment.node_keys import read_node_key

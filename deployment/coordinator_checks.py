@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from adapters.errors import UsageError, listing
+from core.errors import UsageError, listing
+from core.units import counted, human_bytes
 from deployment.findings import Finding, fine, mend, note
 from deployment.flower_version import refuse_http
 from deployment.machine import free_disk
 from deployment.registration import Keys
-from settings.units import counted, human_bytes
 
 START = "start-superlink.sh"
 RENEW_DAYS = 30

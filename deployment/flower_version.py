@@ -6,7 +6,7 @@ on which the operator's `flwr` starts runs without a password.
 
 from importlib.metadata import version
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 
 FLOWER = version("flwr")
 LAST_WITH_GRPC = (1, 39)
@@ -27,7 +27,7 @@ def refuse_http(flower: str = FLOWER) -> None:
 
     >>> refuse_http("1.42.0")
     Traceback (most recent call last):
-    adapters.errors.UsageError: Flower 1.42.0 is installed, which ...
+    core.errors.UsageError: Flower 1.42.0 is installed, which ...
     """
     if not speaks_grpc(flower):
         raise UsageError(

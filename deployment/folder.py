@@ -17,7 +17,7 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
-from adapters.errors import UsageError, listing
+from core.errors import UsageError, listing
 from deployment.certificates import Certificate, issue_server, make_authority
 from deployment.node_keys import check_public_key, make_node_key
 from deployment.plan import Plan, check_name, is_address, write_plan

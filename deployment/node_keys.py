@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from deployment.private_files import write_private
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from deployment.certificates import general_name
 from deployment.flower_version import speaks_grpc
 from settings.site import NAME

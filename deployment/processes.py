@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 
 MARK = "BOUQUET_MARK"
 GRACE_SECONDS = 5.0

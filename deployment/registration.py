@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import BouquetError, UsageError, listing
+from core.errors import BouquetError, UsageError, listing
 from deployment.node_keys import check_public_key, fingerprint
 from deployment.plan import check_name
 from server.names import read_number

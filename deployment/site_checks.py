@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import BouquetError
+from core.errors import BouquetError
+from core.units import human_bytes
 from deployment.findings import Finding, fine, mend, note
 from deployment.machine import free_disk, free_memory, nearest_folder
 from deployment.memory import MemoryEstimate, estimate_memory
 from settings.run import EMBEDDED, RunSettings
 from settings.site import Site
-from settings.units import human_bytes
 
 PACKED = {"none": 1, "int8": 4, "nf4": 8}
 """How many times smaller quantized weights may be than the files that they come from."""
 TunedModel = Any
-"""tasks.tuned_model.TunedModel, which loads torch and is imported only when it is needed."""
+"""models.tuned_model.TunedModel, which loads torch and is imported only when it is needed."""
 
 
 def check_site(site: Site, settings: RunSettings, identity: str = "") -> Iterator[Finding]:
@@ -61,7 +61,7 @@ def _device(name: str) -> tuple[int | None, str]:
     """Free bytes of the device that trains, and what to say of it."""
     import torch
 
-    from tasks.base_model import choose_device
+    from models.base_model import choose_device
 
     device = choose_device(name)
     if device.type == "cuda":
@@ -77,8 +77,8 @@ def _weights_on_disk(path: Path) -> int:
 
 
 def _load(site: Site, settings: RunSettings) -> TunedModel:
+    from models.tuned_model import resident_model
     from tasks.labels import label_names
-    from tasks.tuned_model import resident_model
 
     path = site.model_path
     if path is not None and path != EMBEDDED and not Path(path).is_dir():

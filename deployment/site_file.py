@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.keys import Value, as_list
 from settings.paths import absolute_path, absolute_paths
 from settings.run import EMBEDDED

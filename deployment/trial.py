@@ -20,7 +20,7 @@ from pathlib import Path
 import tomli_w
 
 import settings
-from adapters.errors import UsageError
+from core.errors import UsageError
 from deployment.folder import create_deployment
 from deployment.plan import Plan, read_plan
 from deployment.processes import Daemons, end_all, new_mark, refuse_without_proc
@@ -30,7 +30,18 @@ LINK = "trial"
 RUN = Path("runs", LINK)
 """Of the run's folder below the coordinator's."""
 TRIAL_FILE = "trial.toml"
-ROOMS = ("adapters", "settings", "strategies", "tasks", "client", "server")
+ROOMS = (
+    "core",
+    "adapters",
+    "settings",
+    "wire",
+    "strategies",
+    "tasks",
+    "models",
+    "journal",
+    "client",
+    "server",
+)
 PATIENCE_SECONDS = 120.0
 """How long a part may take until it is up."""
 

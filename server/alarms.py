@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from adapters.errors import quoted
-from server.live_status import FAILED, FINISHED, RUNNING, WAITING, LiveStatus
-from settings.events import log, logfmt
+from core.errors import quoted
+from core.events import log, logfmt
+from journal.live_status import FAILED, FINISHED, RUNNING, WAITING, LiveStatus
 from settings.federation import StatusSettings
 
 NOTIFY_SECONDS = 60.0

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from adapters.errors import ReplyError, listing, quoted
+from core.errors import ReplyError, listing, quoted
 
 QUERY_RECORDS = frozenset({"site", "failure"})
 PRINCIPAL_RECORDS = frozenset({"site", "principal", "failure"})

@@ -5,10 +5,10 @@ import sys
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from adapters.errors import BouquetError
+from core.errors import BouquetError
+from core.events import log, logfmt
 from server.progress import is_observed
 from server.rounds import run_rounds
-from settings.events import log, logfmt
 from settings.run import run_settings
 
 app = ServerApp()

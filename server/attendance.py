@@ -8,17 +8,17 @@ from dataclasses import replace
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from adapters.adapter import Adapter, largest
-from adapters.codec import budget_bytes, limits_of, unpack
-from adapters.errors import AdapterError, BouquetError, ReplyError, UsageError, listing, quoted
-from adapters.records import from_record
+from core.errors import AdapterError, BouquetError, ReplyError, UsageError, listing, quoted
+from core.units import counted
+from server.admission import check_size
 from server.answer import PRINCIPAL_RECORDS, records_of
-from server.exchange import check_size
 from server.mailbox import Look, Mailbox
 from server.member import Member
 from server.names import name_of_node, registered_names
 from server.roster import Kind, NoRosterError, Roster, Rules, Told, roster_after
 from server.waiting import INTRODUCTIONS, Waiting
-from settings.units import counted
+from wire.codec import budget_bytes, limits_of, unpack
+from wire.records import from_record
 
 POLL_SECONDS = 0.5
 AGAIN_SECONDS = 60.0

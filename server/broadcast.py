@@ -10,16 +10,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from adapters.adapter import Adapter, Delta
 from adapters.algebra import relative_error
-from adapters.codec import pack, unpack, unpack_delta
-from adapters.head import pack_head
-from adapters.records import PIECE, from_record, to_record
 from adapters.terms import Term, sum_of_terms
 from server.member import Member
-from server.pieces import Piece, distinct, start_piece
-from server.sampling import derive_seed
+from server.pieces import distinct, start_piece
 from settings.keys import flatten
 from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
-from strategies.strategy import BOTH, GlobalModel, LocalRule, Strategy
+from settings.seeds import derive_seed, start_seed
+from strategies.strategy import GlobalModel, Strategy
+from wire.codec import pack, unpack, unpack_delta
+from wire.head import pack_head
+from wire.pieces import Piece
+from wire.records import PIECE, from_record, to_record
+from wire.rules import BOTH, LocalRule
 
 LIVES_FOR = 1.5
 """Deadlines that a message lives: a site that comes back later finds no work of an old round."""
@@ -157,11 +159,6 @@ def run_name(settings: RunSettings) -> str:
     fixed = {n: v for n, v in flatten(settings).items() if n not in MAY_CHANGE_ON_RESUME}
     told = [Path(settings.output).name, *sorted(fixed.items())]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-
-
-def start_seed(settings: RunSettings) -> int:
-    """The seed of the factors and the head that every client begins the run with."""
-    return derive_seed(settings.seed, "start")
 
 
 def round_messages(

@@ -6,17 +6,9 @@ A file may move or be renamed, and may be touched: what counts is the columns th
 simulation the record is of all its data; that of a ServerApp is of what it evaluates on.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-from adapters.errors import UsageError
 from settings.run import RunSettings
-
-PARTS = {
-    "data": "data.path",
-    "evaluation": "data.evaluation",
-    "chat-template": "data.chat-template-file",
-}
 
 
 def data_record(federation: Any, chat_template_file: str = "") -> dict[str, Any]:
@@ -54,28 +46,3 @@ def evaluated_record(settings: RunSettings) -> dict[str, Any] | None:
 
 def _entry(source: Any) -> dict[str, Any]:
     return {"file": source.path, "rows": source.rows, "hash": source.fingerprint}
-
-
-def refuse_changed_data(before: Mapping[str, Any], now: Mapping[str, Any], run: str) -> None:
-    """UsageError that names the first file which is not what it was when `run` began.
-
-    A record without a part says nothing of it.
-    """
-    for part, key in PARTS.items():
-        if part not in before or part not in now:
-            continue
-        old, new = before[part], now[part]
-        if len(old) != len(new):
-            raise UsageError(
-                f"{run} was begun on {len(old)} files of {key}, and now there are {len(new)}: "
-                "give it the same ones, or begin a new run"
-            )
-        for was, found in zip(old, new, strict=True):
-            if was["hash"] != found["hash"]:
-                moved = "" if was["file"] == found["file"] else f", then {was['file']},"
-                raise UsageError(
-                    f"{found['file']}{moved} has changed since {run} began: it held "
-                    f"{was['rows']:,} rows with the hash {was['hash'][:16]}, and holds "
-                    f"{found['rows']:,} with {found['hash'][:16]}. Bring the data back, or begin "
-                    "a new run"
-                )

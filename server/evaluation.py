@@ -13,13 +13,14 @@ from flwr.app import Message
 
 from adapters.adapter import Adapter, Delta
 from adapters.algebra import beyond, stack
-from adapters.errors import ReplyError
 from adapters.head import Head
+from core.errors import ReplyError
+from server.admission import Rejection, Reply, open_reply, read_metrics, rejection
 from server.answer import EVALUATE_RECORDS
-from server.broadcast import Asked, start_seed
-from server.exchange import Rejection, Reply, open_reply, read_metrics, rejection
+from server.broadcast import Asked
 from settings.keys import as_list
 from settings.run import RunSettings
+from settings.seeds import start_seed
 from strategies.strategy import GlobalModel, Update
 
 METRICS = ("accuracy", "macro-f1")
@@ -71,9 +72,9 @@ def evaluate_trained(
 def _evaluate_here(
     settings: RunSettings, merged: Delta | None, start: Adapter | None, head: Head | None
 ) -> Any:
+    from models.tuned_model import resident_model
     from tasks.labels import label_names
     from tasks.partition import global_held_out
-    from tasks.tuned_model import resident_model
 
     held_out = global_held_out(
         settings.data,

@@ -32,11 +32,7 @@ from flwr.app.message import make_message
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde_utils import error_from_proto, metadata_from_proto
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    ObjectTree,
-    PullObjectRequest,
-)
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
@@ -49,9 +45,9 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from adapters.errors import ReplyError, listing, quoted
-from adapters.records import KEY
+from core.errors import ReplyError, listing, quoted
 from server.answer import EVALUATE_RECORDS, PRINCIPAL_RECORDS, TRAIN_RECORDS
+from wire.records import KEY
 
 ANSWERS: Mapping[str, frozenset[str]] = {
     MessageType.QUERY: PRINCIPAL_RECORDS,

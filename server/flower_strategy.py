@@ -19,27 +19,28 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerBase
 
 from adapters.adapter import Adapter, Delta
-from adapters.codec import pack, unpack, unpack_delta
-from adapters.errors import BouquetError
-from adapters.head import pack_head, unpack_head
-from adapters.records import STYPE
 from adapters.refactoring import as_factors
-from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
+from core.errors import BouquetError
+from server.admission import admit_replies
 from server.attendance import call_roster
 from server.broadcast import Asked, ask, broadcast, broadcast_to, received_start, round_messages
+from server.combining import aggregate, changes_of, freezes_tails, frozen_tails, weigh
 from server.evaluation import evaluate_on_clients
-from server.exchange import admit_replies
 from server.guard import guard, keeps_b
 from server.mailbox import Mailbox
 from server.method import method_of, rules_of
 from server.roster import Roster
 from server.rounds import begin_model
-from server.sampling import derive_seed, sample_cohort
+from server.sampling import sample_cohort
 from server.start_adapter import read_start_adapter, with_adapter
 from server.telemetry import round_record
 from settings.keys import flatten
 from settings.run import RunSettings, run_settings
+from settings.seeds import derive_seed
 from strategies.strategy import GlobalModel, Updates
+from wire.codec import pack, unpack, unpack_delta
+from wire.head import pack_head, unpack_head
+from wire.records import STYPE
 
 log = logging.getLogger("bouquet")
 

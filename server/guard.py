@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import inner, module_norms, norm, pad, rescale, total_norm, truncate
+from server.admission import Admitted, Rejection
 from server.broadcast import Asked
 from server.changes import Changes
-from server.exchange import Admitted, Rejection
 from settings.federation import ClientsSettings
 from strategies.noise import ROUNDING
 

@@ -15,9 +15,9 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from adapters.errors import quoted
+from core.errors import quoted
+from core.events import log, logfmt
 from server.flower_grid import LOST, Postbox, Question
-from settings.events import log, logfmt
 
 Found = TypeVar("Found")
 AGAIN_AFTER_SECONDS = (1.0, 2.0, 4.0, 8.0)

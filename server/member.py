@@ -9,7 +9,7 @@ from math import prod
 
 from flwr.app import Message, RecordDict
 
-from adapters.errors import ReplyError, listing
+from core.errors import ReplyError, listing
 from server.answer import (
     QUERY_RECORDS,
     Fields,

@@ -1,6 +1,6 @@
 """The strategy that a run's configuration names."""
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from server.roster import Rules
 from settings.run import RunSettings
 from strategies.registry import Options, make_strategy, refuse_weights, why_one_rank

@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapters.errors import ReplyError, quoted
-from settings.events import log, logfmt
+from core.errors import ReplyError, quoted
+from core.events import log, logfmt
 
 REGISTRY = "BOUQUET_SITE_KEYS"
 LONGEST_NUMBER = len(str(2**64))

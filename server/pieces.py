@@ -9,42 +9,17 @@ depends on the model alone and not on who holds what, so that a site which lost 
 all pieces has bit for bit what the others have.
 """
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from adapters.adapter import Adapter, Delta
 from adapters.algebra import add
-from adapters.codec import pack
 from adapters.refactoring import compact
-from adapters.terms import MINUS, PLUS, Term, sum_of_terms
+from adapters.terms import MINUS, PLUS, Term
 from strategies.strategy import GlobalModel
+from wire.pieces import Piece, piece_of, sum_of
 
 MOST_TIMES_ITS_SIZE = 2.0
 """All pieces together hold at most this many times the values of the model in its cheapest form."""
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """A term of merged, as it travels."""
-
-    kind: str
-    delta: Delta
-    packed: bytes
-    version: str
-    """SHA-256 of `packed`, its first 128 bits."""
-
-
-def piece_of(delta: Delta, wire_dtype: str, kind: str = PLUS) -> Piece:
-    """The delta as a piece.
-
-    >>> from adapters.adapter import draw
-    >>> one, two = (piece_of(draw({"q": (3, 4)}, 2, 7, 1.0), "float32") for _ in range(2))
-    >>> one.version == two.version
-    True
-    """
-    packed = pack(delta, wire_dtype)
-    return Piece(kind, delta, packed, hashlib.sha256(packed).hexdigest()[:32])
 
 
 def in_pieces(
@@ -112,11 +87,3 @@ def start_piece(pieces: Sequence[Piece], start: Adapter | None, wire_dtype: str)
         return ""
     version = piece_of(start, wire_dtype).version
     return version if any(piece.version == version for piece in taken_out) else ""
-
-
-def sum_of(pieces: Sequence[Piece], start: Adapter | None = None) -> Delta | None:
-    """The sum of the pieces, in their order; None where there is none.
-
-    start: what steps are steps of.
-    """
-    return sum_of_terms([Term(piece.kind, piece.delta) for piece in pieces], start)

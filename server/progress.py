@@ -6,11 +6,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
-from server.exchange import Rejection
+from core.events import log, log_to_stdout, logfmt
+from journal.going_on import advised, by_flower
+from server.admission import Rejection
 from server.member import Member
 from server.roster import Roster
 from server.waiting import Sparingly, Waiting
-from settings.events import log, log_to_stdout, logfmt
 
 
 class RunObserver(Protocol):
@@ -128,20 +129,10 @@ def observe_run(observer: RunObserver) -> Iterator[None]:
     """Every run within this context reports to `observer` instead of the log."""
     token = _observer.set(observer)
     try:
-        yield
+        with advised(observer.how_to_go_on):
+            yield
     finally:
         _observer.reset(token)
-
-
-def by_flower(folder: Path) -> str:
-    """How a coordinator goes on with the run in this folder."""
-    return f"give the same flwr run command again: with resume=true and output={folder} it goes on"
-
-
-def how_to_go_on(folder: Path) -> str:
-    """The advice of whoever watches this run, for the end of an error."""
-    observer = _observer.get()
-    return by_flower(folder) if observer is None else observer.how_to_go_on(folder)
 
 
 def is_observed() -> bool:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from flwr.app import Message
 
-from adapters.errors import ReplyError, UsageError, listing
+from core.errors import ReplyError, UsageError, listing
+from core.units import counted
 from server.member import LONGEST_SIDE, Member, claimed_name, member_of
 from server.names import registered_names
-from settings.units import counted
 
 
 class Kind(NamedTuple):

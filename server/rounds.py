@@ -19,45 +19,33 @@ from flwr.serverapp import Grid
 
 from adapters.adapter import draw
 from adapters.algebra import balanced_at
-from adapters.codec import as_sent
-from adapters.errors import BouquetError, ReplyError, listing
 from adapters.peft_files import PeftAdapter
-from server.aggregation import aggregate, changes_of, freezes_tails, frozen_tails, weigh
+from core.errors import BouquetError, ReplyError, listing
+from journal.run_folder import RunFolder, open_run_folder, refuse_other_data
+from journal.state import ServerState
+from server.admission import Admitted, Rejection, admit_replies, reply_bytes
 from server.alarms import Alarms
 from server.attendance import Attendance, ask_principal, call_roster
-from server.broadcast import (
-    Asked,
-    Broadcast,
-    ask,
-    broadcast_to,
-    received_start,
-    round_messages,
-    start_seed,
-)
+from server.broadcast import Asked, Broadcast, ask, broadcast_to, received_start, round_messages
+from server.combining import aggregate, changes_of, freezes_tails, frozen_tails, weigh
 from server.data_record import evaluated_record
-from server.evaluation import (
-    evaluate_on_clients,
-    evaluate_on_server,
-    evaluate_trained,
-    with_labels,
-)
-from server.exchange import Admitted, Rejection, admit_replies, reply_bytes
+from server.evaluation import evaluate_on_clients, evaluate_on_server, evaluate_trained, with_labels
 from server.guard import guard, keeps_b
-from server.live_status import StatusFile
 from server.mailbox import Look, Mailbox
 from server.member import Member, holdings
 from server.method import has_own_models, method_of, rules_of
 from server.pieces import in_pieces
 from server.progress import RunObserver, current_observer
 from server.roster import Kind, Roster, Rules
-from server.run_folder import RunFolder, open_run_folder, refuse_other_data
-from server.sampling import cohort_size, derive_seed, sample_cohort
+from server.sampling import cohort_size, sample_cohort
 from server.start_adapter import keep_start_adapter, read_start_adapter, with_adapter
-from server.state import ServerState
+from server.status_file import StatusFile
 from server.telemetry import base_record, round_record
 from server.waiting import COMING_BACK, Waiting
 from settings.run import RunSettings
+from settings.seeds import derive_seed, start_seed
 from strategies.strategy import GlobalModel, Strategy, Updates
+from wire.codec import as_sent
 
 WAIT_SECONDS = 0.5
 

@@ -1,25 +1,14 @@
 """Who takes part in a round, and with which seed: functions of (seed, round, client) alone."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
+from settings.seeds import derive_seed
+
 Member = TypeVar("Member")
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed of 62 bits from run seed, round, client and the like; the same on every machine.
-
-    >>> derive_seed(7, 1, "client-03") == derive_seed(7, 1, "client-03")
-    True
-    >>> derive_seed(7, 1, "client-03") == derive_seed(7, 2, "client-03")
-    False
-    """
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 2
 
 
 def cohort_size(clients: int, fraction: float) -> int:

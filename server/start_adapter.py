@@ -14,11 +14,11 @@ from pathlib import Path
 
 from adapters.adapter import Delta, Shapes
 from adapters.algebra import add
-from adapters.errors import BouquetError
 from adapters.head import HeadShapes
 from adapters.peft_files import CONFIG, LABELS, WEIGHTS, PeftAdapter, read_peft
 from adapters.terms import PLUS, Term
-from server.state import flush_folder, write_durably
+from core.errors import BouquetError
+from core.files import flush_folder, write_durably
 from settings.run import RunSettings
 from strategies.strategy import GlobalModel
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from adapters.adapter import Adapter
 from adapters.algebra import beyond, module_norms, total_norm
+from server.admission import Rejection, Reply
 from server.broadcast import Asked, Broadcast, broadcast_error
 from server.changes import Changes, compared, cosines
-from server.exchange import Rejection, Reply
 from server.roster import Roster
 from strategies.noise import Compared, compare, ideal_change
 from strategies.strategy import GlobalModel, Updates

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adapters.errors import listing, quoted
-from settings.units import counted
+from core.errors import listing, quoted
+from core.units import counted
 
 LONGEST_SILENCE_SECONDS = 60.0
 INTRODUCTIONS = "answers of sites"

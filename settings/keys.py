@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from adapters.errors import UsageError, nearest
+from core.errors import UsageError, nearest
 from settings.synonyms import known_synonym
 
 Value = bool | int | float | str

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.federation import (
     ClientsSettings,
     EvaluateSettings,

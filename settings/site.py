@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.errors import UsageError, quoted
+from core.errors import UsageError, quoted
 from settings.keys import Value, unknown_key
 
 TEXTS = ("data-path", "evaluation-path", "model-path", "device", "cache-path")

@@ -14,10 +14,11 @@ from typing import Any
 
 from adapters.adapter import draw
 from client.training import Trained, plan_steps, train
-from server.run_folder import RunFolder
-from server.sampling import derive_seed, sample_cohort
-from settings.events import log, logfmt
+from core.events import log, logfmt
+from journal.run_folder import RunFolder
+from server.sampling import sample_cohort
 from settings.run import RunSettings
+from settings.seeds import derive_seed
 from simulations.references import Bench, open_bench
 
 FILE = "central.json"

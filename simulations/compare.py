@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.errors import BouquetError, UsageError, nearest
+from core.errors import BouquetError, UsageError, nearest
+from journal.results import REFERENCES, read_rounds
 from server.progress import RunObserver, observe_run
 from settings.keys import Value
 from settings.run import RunSettings, run_settings
 from simulations.comparison_folder import Comparison, Entry
-from simulations.results import REFERENCES, read_rounds
 from simulations.simulate import prepare, simulate
 from simulations.tuning import Tuning, final_loss
 from strategies.registry import STRATEGIES, make_strategy

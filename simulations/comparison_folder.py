@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import BouquetError, UsageError
-from server.data_record import refuse_changed_data
-from server.run_folder import versions
-from server.state import write_durably
+from core.errors import BouquetError, UsageError
+from core.files import write_durably
+from journal.data_files import refuse_changed_data
+from journal.results import LOSS, Run, read_run
+from journal.run_folder import versions
 from settings.keys import Value
-from simulations.results import LOSS, Run, read_run
 from simulations.tuning import Trial, Tuning, tuning_seed
 
 FILE = "comparison.json"

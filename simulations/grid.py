@@ -16,11 +16,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from adapters.records import from_record, to_record
-from server.state import write_durably
+from core.files import write_durably
 from settings.keys import Value
 from settings.site import client_name
 from simulations.holdings import Holdings
+from wire.records import from_record, to_record
 
 RUN_ID = 1
 SERVER_NODE = 1

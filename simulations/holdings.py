@@ -17,10 +17,10 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
-from adapters.records import PIECE, to_record
-from server.run_folder import peek_state
-from server.state import write_durably
+from core.files import write_durably
+from journal.run_folder import peek_state
 from settings.run import RunSettings
+from wire.records import PIECE, to_record
 
 FILE = "holdings.json"
 ANSWERS = ("site", "reply", "failure")

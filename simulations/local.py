@@ -12,7 +12,7 @@ from typing import Any
 
 from adapters.adapter import Adapter, draw
 from client.training import Trained, train
-from server.sampling import derive_seed
+from settings.seeds import derive_seed
 from settings.site import client_name
 from simulations.references import Bench, client_metrics
 

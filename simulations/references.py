@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from adapters.adapter import Adapter
-from adapters.errors import UsageError
 from adapters.head import Head
 from client.training import Trained
-from server.broadcast import start_seed
-from server.run_folder import RunFolder
+from core.errors import UsageError
+from journal.results import CENTRAL, LOCAL, REFERENCE_KEY
+from journal.run_folder import RunFolder
+from models.tuned_model import TunedModel, resident_model
 from server.start_adapter import read_start_adapter
 from settings.run import RunSettings
+from settings.seeds import start_seed
 from settings.site import client_name
-from simulations.results import CENTRAL, LOCAL, REFERENCE_KEY
 from tasks.encoding import Encoded
 from tasks.examples import Examples
 from tasks.labels import label_names
 from tasks.partition import Federation, federate, global_held_out
-from tasks.tuned_model import TunedModel, resident_model
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, RecordDict
 
-from adapters.errors import UsageError
+from core.errors import UsageError
+from journal.run_folder import RunFolder, next_output, peek_state
+from journal.state import check_format
 from server.method import has_own_models, method_of
-from server.run_folder import RunFolder, next_output, peek_state
 from server.start_adapter import read_start_adapter
-from server.state import check_format
 from settings.keys import as_list, flatten
 from settings.run import EMBEDDED, RunSettings
 from settings.site import client_name
@@ -22,7 +22,7 @@ from strategies.registry import refuse_ranks
 from strategies.strategy import Strategy
 
 if TYPE_CHECKING:
-    from tasks.tuned_model import TunedModel
+    from models.tuned_model import TunedModel
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     if resumes:
         check_format(Path(settings.output) / "state")
     if settings.model.path != EMBEDDED:
-        from tasks.model_files import find_model
+        from models.model_files import find_model
 
         find_model(settings.model.path)  # a mistyped name is known before torch is imported
-    from server.data_record import data_record, refuse_changed_data
+    from journal.data_files import refuse_changed_data
+    from server.data_record import data_record
     from tasks.labels import label_names
     from tasks.partition import federate_anew, global_held_out
 
@@ -107,7 +108,7 @@ def prepare(settings: RunSettings, on_phase: Callable[[str], None] = lambda phas
     )
     on_phase("importing torch, transformers and peft")  # what is wrong above is known without them
     from client.training import plan_steps
-    from tasks.tuned_model import resident_model
+    from models.tuned_model import resident_model
 
     on_phase("loading the base model")
     tuned = resident_model(settings.model, settings.lora, labels=labels)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.errors import UsageError
-from simulations.results import LOCAL, LOSS
+from core.errors import UsageError
+from journal.results import LOCAL, LOSS
 
 APART = 1_000_000
 """The tuning seed is so far from the first seed that no reported run has it."""

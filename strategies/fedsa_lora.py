@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapters.adapter import Adapter, Factors
-from strategies.strategy import GlobalModel, LocalRule, Properties, Strategy, Update, mean
+from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from wire.rules import LocalRule
 
 
 @dataclass(frozen=True)

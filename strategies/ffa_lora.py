@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.adapter import Adapter, Factors
-from strategies.strategy import GlobalModel, LocalRule, Properties, Strategy, Update, mean
+from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from wire.rules import LocalRule
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,9 @@ from dataclasses import dataclass, replace
 from adapters.adapter import Adapter
 from adapters.algebra import add
 from adapters.refactoring import compact
-from strategies.strategy import (
-    GlobalModel,
-    LocalRule,
-    Properties,
-    Strategy,
-    Update,
-    ideal_increment,
-)
+from strategies.strategy import GlobalModel, Properties, Strategy, Update, ideal_increment
 from strategies.warm_start import RANDOM, begin_next_round, without_start
+from wire.rules import LocalRule
 
 
 @dataclass(frozen=True)

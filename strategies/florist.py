@@ -19,15 +19,9 @@ from adapters.adapter import Adapter
 from adapters.algebra import add
 from adapters.refactoring import compact
 from adapters.terms import PLUS, Term
-from strategies.strategy import (
-    GlobalModel,
-    LocalRule,
-    Properties,
-    Strategy,
-    Update,
-    ideal_increment,
-)
+from strategies.strategy import GlobalModel, Properties, Strategy, Update, ideal_increment
 from strategies.warm_start import RANDOM, begin_next_round, without_start
+from wire.rules import LocalRule
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import numpy as np
 
 from adapters.adapter import Adapter, Factors, FloatArray
 from adapters.algebra import add, rescale, stack
-from adapters.errors import AdapterError
 from adapters.refactoring import compact
 from adapters.terms import MINUS, STEP, Term, stepped
+from core.errors import AdapterError
 from strategies.strategy import GlobalModel, Properties, Strategy, Update
 
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 from adapters.adapter import Adapter
 from adapters.algebra import norm
 from strategies.padding import pad_updates
-from strategies.strategy import GlobalModel, LocalRule, Properties, Strategy, Update, mean
+from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from wire.rules import LocalRule
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from adapters.errors import UsageError, listing, nearest
+from core.errors import UsageError, listing, nearest
 from strategies.fedavg import FedAvg
 from strategies.fedex_lora import FedExLora
 from strategies.fedsa_lora import FedSaLora

@@ -26,9 +26,9 @@ import numpy as np
 from adapters.adapter import Adapter, Delta, Dense, Factors, Form
 from adapters.algebra import add, module_norms, with_row_norm
 from adapters.dense import summed
-from adapters.errors import UsageError
 from adapters.refactoring import compact, leading, refactor
 from adapters.terms import MINUS, PLUS, Term
+from core.errors import UsageError
 from strategies.strategy import GlobalModel
 
 RANDOM = "random"

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from adapters.errors import UsageError, listing, quoted
+from core.errors import UsageError, listing, quoted
 from settings.run import DataSettings
 from tasks.conversations import ASSISTANT, Turn
 from tasks.token_ids import SpecialTokens

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from adapters.errors import UsageError, listing
+from core.errors import UsageError, listing
 from settings.run import DataSettings
 from tasks.encoding import Encoded, Encoding
 from tasks.examples import Example

@@ -8,7 +8,7 @@ prompt, completion (or data.prompt, data.response), each a list of messages    T
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapters.errors import UsageError, listing, quoted
+from core.errors import UsageError, listing, quoted
 from settings.run import DataSettings
 from tasks.files import Cell
 

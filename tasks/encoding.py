@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adapters.errors import UsageError, listing
+from core.errors import UsageError, listing
 from settings.run import DataSettings
 from settings.templates import PROMPT, Field, Part, parts_for, template_fields
 from tasks.chat_template import ChatTemplate, Rendered

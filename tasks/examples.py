@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapters.errors import UsageError, listing
+from core.errors import UsageError, listing
 from settings.labels import canonical_label
 from settings.run import EMBEDDED, DataSettings
 from settings.templates import optional_fields, template_fields

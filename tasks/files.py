@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from adapters.errors import UsageError, listing, nearest
+from core.errors import UsageError, listing, nearest
 from settings.paths import absolute_path, named_paths
 
 Cell: TypeAlias = "str | list[Cell] | dict[str, Cell] | None"

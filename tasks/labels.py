@@ -1,6 +1,6 @@
 """Which labels there are, in the order of their classes. Importing this loads no torch."""
 
-from adapters.errors import UsageError, listing
+from core.errors import UsageError, listing
 from settings.labels import label_order
 from settings.run import DataSettings
 from tasks.examples import CLASSIFICATION, read_data

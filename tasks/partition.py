@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapters.errors import UsageError, listing
+from core.errors import UsageError, listing
 from settings.run import DataSettings
 from settings.site import client_name
 from tasks.examples import (

@@ -7,7 +7,7 @@ the others.
 
 from collections.abc import Mapping, Sequence
 
-from adapters.errors import UsageError, listing
+from core.errors import UsageError, listing
 from settings.run import DataSettings
 
 Counts = Mapping[str, int]

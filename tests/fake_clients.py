@@ -13,20 +13,20 @@ from flwr.clientapp import ClientApp
 
 from adapters.adapter import Adapter, Delta, Factors, draw
 from adapters.algebra import truncate
-from adapters.codec import pack, unpack
-from adapters.errors import BouquetError
 from adapters.pruning import kept_rank
-from adapters.records import from_record, to_record
-from client.memory import recall, remember
+from client.kept import recall, remember
 from client.pieces import held_pieces, open_pieces
 from client.shelf import RecordShelf, run_shelf
 from client.starting import starting_factors, with_own_b
+from core.errors import BouquetError
 from settings.keys import Value, flatten, parse
 from settings.run import LoraSettings, RunSettings, run_settings
 from settings.site import client_name
 from simulations.grid import InProcessGrid
 from simulations.holdings import open_holdings
 from tests.adapter_generators import make_adapter
+from wire.codec import pack, unpack
+from wire.records import from_record, to_record
 
 SHAPES = {"layers.0.q_proj": (6, 8), "layers.0.v_proj": (4, 8), "layers.1.q_proj": (6, 8)}
 BASE = "fake-base"

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from adapters.codec import pack
 from tests.adapter_generators import make_adapter
+from wire.codec import pack
 
 VALID = pack(make_adapter(0, {"q": (4, 2), "v": (3, 5)}, 2, 0.5))
 DATA = np.arange(6, dtype="<f4").tobytes()

@@ -8,10 +8,10 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import ServerApp
 
-from adapters.errors import BouquetError, UsageError
+from core.errors import BouquetError, UsageError
+from journal.state import load_state
 from server.flower_strategy import FlowerStrategy
 from server.rounds import run_rounds
-from server.state import load_state
 from settings.keys import flatten
 from settings.run import RunSettings, default_values
 from strategies.registry import STRATEGIES, make_strategy

@@ -3,39 +3,47 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import hatch_build
+from deployment import trial
+
 ROOT = Path(__file__).resolve().parent.parent
-# room -> rooms it may import; `late` are those that it may import inside a function only
-ARROWS: dict[str, tuple[set[str], set[str]]] = {
-    "adapters": (set(), set()),
-    "settings": ({"adapters"}, set()),
-    "strategies": ({"adapters"}, set()),
-    "tasks": ({"adapters", "settings"}, set()),
-    "client": ({"adapters", "settings", "tasks"}, set()),
-    "server": ({"adapters", "settings", "strategies"}, {"tasks"}),
-    "deployment": ({"adapters", "settings", "strategies", "server"}, {"tasks"}),
-    "simulations": (
-        {"adapters", "settings", "strategies", "tasks", "client", "server", "deployment"},
-        set(),
-    ),
-    "bouquet": (
-        {
-            "adapters",
-            "settings",
-            "strategies",
-            "tasks",
-            "client",
-            "server",
-            "deployment",
-            "simulations",
-        },
-        set(),
-    ),
+# room -> the rooms that it may import, and so whatever those may; and those that it may import
+# inside a function only
+NEXT: dict[str, tuple[set[str], set[str]]] = {
+    "core": (set(), set()),
+    "adapters": ({"core"}, set()),
+    "settings": ({"core"}, set()),
+    "wire": ({"adapters", "settings"}, set()),
+    "strategies": ({"wire"}, set()),
+    "tasks": ({"settings"}, set()),
+    "models": ({"tasks", "adapters"}, set()),
+    "journal": ({"strategies", "wire"}, set()),
+    "client": ({"wire", "models"}, set()),
+    "server": ({"wire", "strategies", "journal"}, {"models"}),
+    "deployment": ({"settings", "journal", "server"}, {"models"}),
+    "simulations": ({"client", "server"}, set()),
+    "reports": ({"journal", "strategies"}, set()),
+    "commands": ({"simulations", "reports", "deployment"}, set()),
+    "bouquet": ({"commands"}, set()),
+    "tools": ({"commands"}, set()),
+    "benchmarks": ({"tools"}, set()),
 }
-FILES = [path for room in ARROWS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def reached(rooms: set[str]) -> set[str]:
+    """These rooms and all that they may import."""
+    return rooms | {far for room in rooms for far in reached(NEXT[room][0])}
+
+
+ARROWS = {room: (reached(early), reached(late)) for room, (early, late) in NEXT.items()}
+ROOMS = set(ARROWS) - {"tools", "benchmarks"}
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+ALL = [path for room in ARROWS for path in sorted((ROOT / room).rglob("*.py"))]
 
 
 def imported_rooms(tree: ast.Module, top_level_only: bool) -> set[str]:
@@ -57,24 +65,26 @@ def _outside_functions(node: ast.AST) -> list[ast.AST]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_along_the_arrows(path: Path) -> None:
     room = path.relative_to(ROOT).parts[0]
     early, late = ARROWS[room]
     tree = ast.parse(path.read_text())
-    others = set(ARROWS) - {room}
+    others = (set(ARROWS) | {"tests"}) - {room}
     assert imported_rooms(tree, top_level_only=True) & others <= early
     assert imported_rooms(tree, top_level_only=False) & others <= early | late
 
 
-@pytest.mark.parametrize("room", ["adapters", "settings", "strategies"])
+@pytest.mark.parametrize(
+    "room", ["core", "adapters", "settings", "wire", "strategies", "journal", "reports"]
+)
 def test_the_light_rooms_never_import_torch(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
         heavy = {"torch", "transformers", "peft", "pyarrow"}
         assert not imported_rooms(ast.parse(path.read_text()), False) & heavy, path
 
 
-@pytest.mark.parametrize("module", ["server.app", "server.flower_strategy", "simulations.cli"])
+@pytest.mark.parametrize("module", ["server.app", "server.flower_strategy", "commands.cli"])
 def test_starting_the_server_or_the_command_line_loads_no_torch(module: str) -> None:
     code = (
         f"import sys, {module}; "
@@ -84,6 +94,19 @@ def test_starting_the_server_or_the_command_line_loads_no_torch(module: str) -> 
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_every_room_is_built_into_wheel_bundle_and_checks() -> None:
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders | {"tools"} == set(ARROWS)
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert set(hatch_build.ROOMS) == ROOMS - {"bouquet"}
+    assert set(tables["mypy"]["packages"]) >= ROOMS
+    assert set(tables["pytest"]["ini_options"]["testpaths"]) == ROOMS | {"tests"}
+    bundle = {f"{room}/**/*.py" for room in ARROWS["client"][0] | ARROWS["server"][0]}
+    bundle |= {"client/**/*.py", "server/**/*.py", "LICENSE"}
+    assert set(tables["flwr"]["app"]["fab-include"]) == bundle
+    assert {f"{room}/**/*.py" for room in trial.ROOMS} | {"LICENSE"} == bundle
 
 
 def test_every_room_says_what_it_is() -> None:

@@ -22,7 +22,6 @@ from typing import Any
 
 from flwr.app import Context, RecordDict
 
-from benchmarks.flower import superlink, tool
 from client.app import app as client_app
 from deployment.connection_checks import check_connection
 from deployment.site_file import read_site
@@ -30,9 +29,10 @@ from server.app import app as server_app
 from settings.keys import Value, flatten, flatten_tables
 from settings.run import run_settings
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
-from tests.deployment.loopback import ROOT
-from tests.deployment.small_federation import SmallFederation
-from tests.tiny_models import save_llama
+from tools.rehearsal.loopback import ROOT
+from tools.rehearsal.simulation_superlink import superlink, tool
+from tools.rehearsal.small_federation import SmallFederation
+from tools.rehearsal.tiny_models import save_llama
 
 RANKS = {"one": 4, "two": 2}
 JOB: dict[str, Any] = {

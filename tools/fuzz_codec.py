@@ -26,10 +26,10 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from adapters.adapter import Adapter, Factors
-from adapters.codec import limits_of, unpack
-from adapters.errors import AdapterError
-from adapters.head import unpack_head
+from core.errors import AdapterError
 from tools.payload_mutations import HEAD_SHAPES, SHAPES, damaged, honest_head, honest_payload
+from wire.codec import limits_of, unpack
+from wire.head import unpack_head
 
 KNOWN = Adapter(
     {

@@ -4,7 +4,7 @@
     python -m tools.load --sites 16 --rounds 200 --output /var/tmp/load
 
 For each number of sites a SuperLink with TLS, node keys and its database on disk, and as many
-SuperNodes, on this machine, with clients that train nothing (tests/deployment/quick_client.py).
+SuperNodes, on this machine, with clients that train nothing (tools/rehearsal/quick_client.py).
 Each client reports a loss that no other client and no other round has, and every round must have
 all of them; the bytes of the result must be those of the same run in one process.
 
@@ -28,10 +28,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from tests.deployment.loopback import ENDS_WITH_US
-from tests.deployment.quick_client import loss_of
-from tests.deployment.small_federation import SmallFederation
 from tools.load_summary import Outcome, growth, table
+from tools.rehearsal.loopback import ENDS_WITH_US
+from tools.rehearsal.quick_client import loss_of
+from tools.rehearsal.small_federation import SmallFederation
 from tools.soak_checks import TornError, check_same, committed, replayed
 
 PATIENCE_SECONDS = 300.0
@@ -64,7 +64,7 @@ class Load:
         self._federation = SmallFederation(
             folder / "federation",
             "server.app:app",
-            "tests.deployment.quick_client:app",
+            "tools.rehearsal.quick_client:app",
             self._sites,
             prefix=ENDS_WITH_US,
             FLWR_SUPEREXEC_TASK_POLL_INTERVAL=POLL_SECONDS,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from adapters.adapter import Adapter, Factors
-from adapters.codec import pack
-from adapters.head import pack_head
 from adapters.number_formats import WIRE_DTYPES
+from wire.codec import pack
+from wire.head import pack_head
 
 SHAPES = {"layers.0.q_proj": (6, 8), "layers.0.v_proj": (4, 300), "q": (2, 2)}
 HEAD_SHAPES: dict[str, tuple[int, ...]] = {"score.weight": (3, 4), "score.bias": (3,)}

@@ -4,7 +4,7 @@
     python -m tools.soak --kinds serverapp --kills 5 --seed 1 --output /tmp/soak
 
 A SuperLink and three SuperNodes with TLS and node keys, as `bouquet deploy init` writes them, with
-clients that train nothing (tests/deployment/quick_client.py), play runs of a few rounds. In each,
+clients that train nothing (tools/rehearsal/quick_client.py), play runs of a few rounds. In each,
 kill -9 meets one kind of process at moments drawn from the seed: serverapp, superlink, supernode,
 clientapp. Then this does what docs/deploy.md tells the operator, and nothing else: a SuperLink is
 started again, a SuperNode too, as often as it ends (as systemd does); `flwr run` is given again
@@ -28,9 +28,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.deployment.loopback import ENDS_WITH_US, cpu_seconds
-from tests.deployment.quick_client import TRAINING
-from tests.deployment.small_federation import SmallFederation
+from tools.rehearsal.loopback import ENDS_WITH_US, cpu_seconds
+from tools.rehearsal.quick_client import TRAINING
+from tools.rehearsal.small_federation import SmallFederation
 from tools.soak_checks import (
     TornError,
     asked,
@@ -86,7 +86,7 @@ class Soak:
         self.federation = SmallFederation(
             folder / "federation",
             "server.app:app",
-            "tests.deployment.quick_client:app",
+            "tools.rehearsal.quick_client:app",
             self._sites,
             prefix=ENDS_WITH_US,
             **{TRAINING: "0.7"},

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.state import load_state
+from journal.state import load_state
 from settings.keys import Value
-from tests.deployment.loopback import Loopback
+from tools.rehearsal.loopback import Loopback
 
 
 class TornError(AssertionError):
@@ -97,11 +97,11 @@ def replayed(
 
 
 def played(folder: Path, told: Mapping[str, Any], loopback: Loopback) -> Path:
-    """What tests/deployment/replay.py makes of this; its folder."""
+    """What tools/rehearsal/replay.py makes of this; its folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "replay.json").write_text(json.dumps(told))
-    loopback.run(f"python -m tests.deployment.replay {folder}", folder)
+    loopback.run(f"python -m tools.rehearsal.replay {folder}", folder)
     return folder / "run"
 
 

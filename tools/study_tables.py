@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from server.run_folder import read_config
+from journal.results import REFERENCES, read_rounds
+from journal.run_folder import read_config
+from reports import figure_style as style
 from settings.run import run_settings
-from simulations import figure_style as style
-from simulations.results import REFERENCES, read_rounds
 from tasks.partition import global_held_out
 
 CELLS = {

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from adapters.adapter import Adapter, Factors, draw, same_shapes
 from adapters.algebra import norm
-from adapters.codec import pack
-from adapters.errors import AdapterError, BouquetError, UsageError, listing
+from core.errors import AdapterError, BouquetError, UsageError, listing
 from tests.adapter_generators import QUICK, RANKS, make_adapter, shapes
 from tests.dense_oracle import double
+from wire.codec import pack
 
 Shapes = dict[str, tuple[int, int]]
 SHAPES = {"v_proj": (4, 16), "q_proj": (16, 16)}

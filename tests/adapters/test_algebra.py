@@ -23,7 +23,7 @@ from adapters.algebra import (
     truncate,
     with_row_norm,
 )
-from adapters.errors import AdapterError
+from core.errors import AdapterError
 from tests.adapter_generators import QUICK, adapters, cohorts, make_adapter, shapes
 from tests.dense_oracle import (
     dense,

@@ -9,17 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from adapters.errors import AdapterError
-from adapters.head import (
-    Head,
-    draw_head,
-    head_budget_bytes,
-    head_shapes,
-    mean_of_heads,
-    pack_head,
-    unpack_head,
-)
+from adapters.head import Head, draw_head, head_shapes, mean_of_heads
+from core.errors import AdapterError
 from tests.adapter_generators import QUICK
+from wire.head import head_budget_bytes, pack_head, unpack_head
 
 SHAPES: dict[str, tuple[int, ...]] = {"classifier.bias": (3,), "classifier.weight": (3, 16)}
 

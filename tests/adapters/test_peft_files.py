@@ -10,8 +10,8 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapters.adapter import Adapter, Delta, Dense, FloatArray
-from adapters.errors import AdapterError
 from adapters.peft_files import write_peft
+from core.errors import AdapterError
 from tests.adapter_generators import make_factors
 from tests.dense_oracle import dense, double
 

@@ -14,10 +14,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from adapters.adapter import Adapter
-from adapters.errors import UsageError
 from adapters.peft_files import read_peft, write_peft
+from core.errors import UsageError
 from tests.dense_oracle import dense
-from tests.tiny_models import (
+from tools.rehearsal.tiny_models import (
     open_model,
     random_adapter,
     random_head,

@@ -18,14 +18,7 @@ from adapters.refactoring import (
 )
 from adapters.refactoring import singular_values as spectra_of
 from tests.adapter_generators import AWKWARD, QUICK, adapters, cohorts, make_adapter, make_factors
-from tests.dense_oracle import (
-    best_error,
-    dense,
-    double,
-    energy_kept,
-    singular_values,
-    term_size,
-)
+from tests.dense_oracle import best_error, dense, double, energy_kept, singular_values, term_size
 
 SHAPES = [(12, 30), (30, 12), (16, 16), (1, 40), (40, 1), (7, 8)]
 CANCELLATION = 4e-8

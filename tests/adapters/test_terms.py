@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.adapter import Adapter, Delta, Dense, Factors
-from adapters.errors import AdapterError
 from adapters.terms import MINUS, PLUS, STEP, Term, stepped, sum_of_terms
+from core.errors import AdapterError
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import add, dense_deltas, distance, double, frobenius
 

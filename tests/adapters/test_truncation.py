@@ -6,8 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from adapters.adapter import Adapter
-from adapters.errors import AdapterError
 from adapters.refactoring import refactor
+from core.errors import AdapterError
 from tests.adapter_generators import QUICK, adapters, make_adapter
 from tests.dense_oracle import (
     best_error,

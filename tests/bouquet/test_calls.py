@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 import bouquet
-from adapters.errors import UsageError
 from bouquet.keywords import layer_of
-from simulations.cli import cli
+from commands.cli import cli
+from core.errors import UsageError
 
 SMALL: dict[str, Any] = {
     "rounds": 1,
@@ -63,10 +63,10 @@ def test_rounds_are_a_table_of_what_was_recorded(run: bouquet.Run) -> None:
 
 
 def test_the_model_of_a_run_is_the_one_that_was_evaluated(run: bouquet.Run) -> None:
-    from server.run_folder import read_config
+    from journal.run_folder import read_config
+    from models.tuned_model import resident_model
     from settings.run import run_settings
     from tasks.partition import global_held_out
-    from tasks.tuned_model import resident_model
 
     settings = run_settings(read_config(run.folder / "config.toml"))
     test = global_held_out(settings.data, 2, settings.seed, 8, settings.task)

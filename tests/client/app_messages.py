@@ -7,13 +7,13 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from adapters.adapter import Adapter
-from adapters.codec import pack
-from adapters.records import to_record
 from client.app import app
 from settings.keys import Value, flatten
 from settings.run import run_settings
-from strategies.strategy import LocalRule
-from tests.tiny_models import CONTEXT
+from tools.rehearsal.tiny_models import CONTEXT
+from wire.codec import pack
+from wire.records import to_record
+from wire.rules import LocalRule
 
 CLIENTS = 3
 NODE = 41

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from tasks import tuned_model
-from tasks.tuned_model import TunedModel
+from models import tuned_model
+from models.tuned_model import TunedModel
 from tests.client.app_messages import Config, run_config, write
-from tests.tiny_models import open_model
+from tools.rehearsal.tiny_models import open_model
 
 
 @pytest.fixture

@@ -10,27 +10,18 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from adapters.adapter import Adapter
 from adapters.algebra import beyond, stack, truncate
-from adapters.codec import pack, unpack
-from adapters.records import PIECE, from_record, to_record
 from client.starting import starting_factors
 from client.training import train
+from models import tuned_model
+from models.tuned_model import TunedModel
 from settings.run import RunSettings, run_settings
-from tasks import tuned_model
 from tasks.partition import federate
-from tasks.tuned_model import TunedModel
 from tests.adapter_generators import make_adapter
-from tests.client.app_messages import (
-    CLIENTS,
-    ROUND,
-    SEED,
-    Config,
-    context,
-    instruct,
-    send,
-    write,
-)
+from tests.client.app_messages import CLIENTS, ROUND, SEED, Config, context, instruct, send, write
 from tests.dense_oracle import dense_deltas, distance, frobenius
-from tests.tiny_models import open_model
+from tools.rehearsal.tiny_models import open_model
+from wire.codec import pack, unpack
+from wire.records import PIECE, from_record, to_record
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
 

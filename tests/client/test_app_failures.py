@@ -6,17 +6,11 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from adapters.records import to_record
-from tasks.tuned_model import TunedModel
+from models.tuned_model import TunedModel
 from tests.adapter_generators import make_adapter
-from tests.client.app_messages import (
-    NODE,
-    Config,
-    context,
-    instruct,
-    send,
-)
-from tests.tiny_models import CONTEXT
+from tests.client.app_messages import NODE, Config, context, instruct, send
+from tools.rehearsal.tiny_models import CONTEXT
+from wire.records import to_record
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
 

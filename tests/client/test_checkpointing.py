@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.errors import UsageError
 from client.training import train
+from core.errors import UsageError
 from tasks import token_loss
 from tests.client.test_training import SEED, local, same_bytes
-from tests.tiny_models import open_format, open_model, random_adapter, random_examples
+from tools.rehearsal.tiny_models import open_format, open_model, random_adapter, random_examples
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -12,7 +12,7 @@ import client.training
 from client.frozen import frozen_in_bfloat16
 from client.training import train
 from tests.client.test_training import SEED, local, same_bytes
-from tests.tiny_models import open_model, random_adapter, random_examples
+from tools.rehearsal.tiny_models import open_model, random_adapter, random_examples
 
 
 @contextmanager

@@ -7,10 +7,16 @@ import pytest
 import torch
 
 from adapters.adapter import draw
-from adapters.errors import BouquetError
 from client.training import train
+from core.errors import BouquetError
 from tests.client.test_training import SEED, local, same_bytes
-from tests.tiny_models import FORMATS, open_format, open_model, random_adapter, random_examples
+from tools.rehearsal.tiny_models import (
+    FORMATS,
+    open_format,
+    open_model,
+    random_adapter,
+    random_examples,
+)
 
 
 @pytest.mark.parametrize("name", list(FORMATS))

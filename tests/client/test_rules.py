@@ -10,18 +10,18 @@ from flwr.app import Context, RecordDict
 
 from adapters.adapter import Adapter, Delta, Factors, draw
 from adapters.algebra import add, beyond, truncate
-from adapters.codec import pack, unpack
-from adapters.errors import AdapterError
-from adapters.records import from_record, to_record
-from client.memory import recall
+from client.kept import recall
 from client.pruning import RestPenalty
 from client.shelf import RecordShelf
 from client.starting import starting_factors
 from client.training import Trained, _read_moments, _restore_moments, train
+from core.errors import AdapterError
+from models.tuned_model import TunedModel
 from settings.run import run_settings
-from tasks.tuned_model import TunedModel
 from tests.adapter_generators import make_adapter
 from tests.client.app_messages import ROUND, SEED, Config, context, instruct, send
+from wire.codec import pack, unpack
+from wire.records import from_record, to_record
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
 CLIENT, RANK = 1, 3

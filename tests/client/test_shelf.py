@@ -8,13 +8,13 @@ import pytest
 from flwr.app import RecordDict
 
 from adapters.adapter import Delta
-from adapters.codec import pack
-from adapters.errors import BouquetError
-from adapters.records import PIECE, to_record
 from client.pieces import _version, held_pieces, open_pieces
 from client.shelf import FolderShelf, RecordShelf, run_shelf
+from core.errors import BouquetError
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import dense_deltas, dense_sum, distance
+from wire.codec import pack
+from wire.records import PIECE, to_record
 
 
 def test_both_shelves_are_mappings_of_names_to_bytes(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from adapters.errors import UsageError
+from core.errors import UsageError
+from models.tuned_model import resident_model
 from settings.run import run_settings
 from settings.site import parse_site
-from tasks.tuned_model import resident_model
-from tests.tasks.test_base_model import with_code
-from tests.tiny_models import save_llama
+from tests.models.test_base_model import with_code
+from tools.rehearsal.tiny_models import save_llama
 
 
 @pytest.mark.parametrize(

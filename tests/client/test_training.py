@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from adapters.adapter import Adapter, draw
-from adapters.errors import BouquetError
 from client.pruning import RestPenalty
 from client.training import Trained, observe_steps, train
+from core.errors import BouquetError
+from models.tuned_model import TunedModel
 from settings.keys import Value
 from settings.run import LocalSettings
 from tasks.encoding import Encoded
-from tasks.tuned_model import TunedModel
-from tests.tiny_models import open_model, random_adapter, random_examples, settings_for
+from tools.rehearsal.tiny_models import open_model, random_adapter, random_examples, settings_for
 
 SEED = 2**61 + 7  # as large as a derived seed may be
 

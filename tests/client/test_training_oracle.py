@@ -15,7 +15,13 @@ from client.training import train
 from settings.keys import Value
 from settings.run import LocalSettings
 from tasks.encoding import SHAPE_STEP, Encoded, order_batches
-from tests.tiny_models import CONTEXT, open_model, random_adapter, random_examples, settings_for
+from tools.rehearsal.tiny_models import (
+    CONTEXT,
+    open_model,
+    random_adapter,
+    random_examples,
+    settings_for,
+)
 
 SEED = 11
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import tomli_w
 
-from tests.deployment.loopback import ROOT, Loopback, free_ports
 from tests.deployment.page import Step, steps
-from tests.tiny_models import save_llama
+from tools.rehearsal.loopback import ROOT, Loopback, free_ports
+from tools.rehearsal.tiny_models import save_llama
 
 RANKS = {"oslo": 8, "bergen": 4, "tromso": 2}
 HOST = "fed.example.org"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from deployment.certificates import Certificate, issue_server, make_authority
 from deployment.superlink_probe import read_certificate
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from commands.cli import cli
 from deployment.connection_checks import check_connection
 from deployment.findings import Finding, Verdict
 from deployment.folder import create_deployment
@@ -17,9 +18,8 @@ from deployment.site_file import read_site
 from deployment.superlink_probe import clock_difference
 from settings.keys import Value
 from settings.site import Site
-from simulations.cli import cli
-from tests.deployment.loopback import free_ports
-from tests.tiny_models import open_model, settings_for
+from tools.rehearsal.loopback import free_ports
+from tools.rehearsal.tiny_models import open_model, settings_for
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner
 
+from commands.cli import cli
 from deployment.certificates import Certificate, issue_server
 from deployment.coordinator_checks import check_coordinator
 from deployment.findings import Verdict
 from deployment.folder import create_deployment
 from deployment.plan import Plan
-from simulations.cli import cli
 
 
 def free_port() -> int:

@@ -25,14 +25,14 @@ from client.app import app as client_app
 from deployment.connection_checks import check_connection
 from deployment.findings import Verdict
 from deployment.site_file import read_site
+from journal.state import load_state
 from server.app import app as server_app
-from server.state import load_state
 from settings.keys import Value, flatten, flatten_tables
 from settings.run import run_settings
 from simulations.grid import RUN_ID, SERVER_NODE, InProcessGrid
 from tests.deployment.federation import RANKS, Federation
-from tests.deployment.loopback import is_free
 from tests.deployment.page import ALONE, Step, steps
+from tools.rehearsal.loopback import is_free
 
 KILLED = "tromso"
 

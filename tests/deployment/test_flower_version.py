@@ -10,7 +10,7 @@ import pytest
 
 from deployment.folder import create_deployment
 from deployment.plan import Plan
-from tests.deployment.loopback import ROOT
+from tools.rehearsal.loopback import ROOT
 
 NEWER = "1.42.0"
 PORT = 9092

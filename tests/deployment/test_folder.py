@@ -13,11 +13,11 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from typer.testing import CliRunner
 
-from adapters.errors import UsageError
+from commands.cli import cli
+from core.errors import UsageError
 from deployment.folder import add_site, create_deployment, pack_site, renew_server
 from deployment.node_keys import check_public_key, make_node_key, read_node_key
 from deployment.plan import Plan, read_plan, site_names
-from simulations.cli import cli
 
 SITES = ["oslo", "bergen"]
 

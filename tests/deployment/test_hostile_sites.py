@@ -16,8 +16,8 @@ import pytest
 
 from settings.keys import Value
 from tests.deployment.hostile_client import PLANS, SITES, environment
-from tests.deployment.loopback import is_free
-from tests.deployment.small_federation import LINK, SmallFederation
+from tools.rehearsal.loopback import is_free
+from tools.rehearsal.small_federation import LINK, SmallFederation
 from tools.soak_checks import asked, failed, fingerprint, played, records
 
 RANKS: dict[str, dict[str, Value]] = {
@@ -44,7 +44,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallFedera
     federation = SmallFederation(
         tmp_path_factory.mktemp("hostile"),
         "server.app:app",
-        "tests.deployment.quick_client:app",
+        "tools.rehearsal.quick_client:app",
         RANKS,
         prefixes={name: environment(name) for name in SITES},
     )

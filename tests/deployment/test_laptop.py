@@ -8,8 +8,8 @@ import pytest
 from deployment.connection_checks import check_connection
 from deployment.findings import Verdict
 from deployment.site_file import read_site
-from tests.deployment.loopback import Loopback, free_ports, is_free
 from tests.deployment.page import steps
+from tools.rehearsal.loopback import Loopback, free_ports, is_free
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.errors import BouquetError, UsageError
+from core.errors import BouquetError, UsageError
 from deployment.folder import add_site, create_deployment
 from deployment.node_keys import fingerprint, make_node_key
 from deployment.plan import Plan, read_plan

@@ -8,10 +8,10 @@ import pytest
 from flwr.common.config import fuse_dicts, parse_config_args
 from typer.testing import CliRunner
 
-from server.run_folder import read_config
+from commands.cli import cli
+from journal.run_folder import read_config
 from settings.keys import Value
 from settings.run import default_values, run_settings
-from simulations.cli import cli
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 LABELS = ("yes, but", "no")

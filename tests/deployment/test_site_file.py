@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from flwr.common.config import parse_config_args
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from deployment.folder import create_deployment
 from deployment.plan import Plan
 from deployment.site_file import read_site

@@ -11,8 +11,8 @@ import pytest
 
 from deployment.plan import read_plan
 from deployment.processes import MARK, end_all, has_mark, marked, new_mark
-from tests.deployment.loopback import Loopback, free_ports, is_free
 from tests.deployment.page import steps
+from tools.rehearsal.loopback import Loopback, free_ports, is_free
 
 LONG = "--sites 3"
 SMALL = "--ranks 4,2 --rounds 1 --steps 1 --set evaluate.server=false --set data.context=48"

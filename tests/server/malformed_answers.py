@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from adapters.records import to_record
 from tests.server.spoiling import Bad, lacking_metric, metric, record, replaced, stamp, without
+from wire.records import to_record
 
 INF, NAN = float("inf"), float("nan")
 HUGE = 10**5000

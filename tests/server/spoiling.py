@@ -14,9 +14,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from adapters.adapter import Adapter, Delta, Dense, Factors
-from adapters.codec import pack, unpack
-from adapters.records import STYPE, from_record, to_record
 from tests.forged_payloads import framed
+from wire.codec import pack, unpack
+from wire.records import STYPE, from_record, to_record
 
 Bad: TypeAlias = Callable[[RecordDict, Message], RecordDict | Error]
 Json: TypeAlias = Any

@@ -11,18 +11,19 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from adapters.adapter import Adapter
-from adapters.codec import budget_bytes, pack
-from adapters.records import to_record
+from server.admission import admit_replies
 from server.broadcast import Asked, broadcast, round_messages
-from server.exchange import admit_replies
 from server.member import Member
 from server.roster import Roster
 from settings.run import RunSettings
 from simulations.grid import InProcessGrid
-from strategies.strategy import GlobalModel, LocalRule
+from strategies.strategy import GlobalModel
 from tests.adapter_generators import make_adapter
 from tests.fake_clients import BASE, data_of, fake_app, settings_of
 from tests.server.malformed_replies import MALFORMED_REPLIES
+from wire.codec import budget_bytes, pack
+from wire.records import to_record
+from wire.rules import LocalRule
 
 RANK, ROUND = 8, 3
 SHAPES = {f"layers.{i}.{n}_proj": (1000, 1500) for i in range(12) for n in ("q", "v")}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters.errors import BouquetError, UsageError
+from core.errors import BouquetError, UsageError
+from journal.live_status import FAILED, LiveStatus, SiteStatus
 from server.alarms import Alarms
-from server.live_status import FAILED, LiveStatus, SiteStatus
 from server.rounds import run_rounds
 from settings.federation import StatusSettings
 from tests.fake_clients import fake_grid, settings_of

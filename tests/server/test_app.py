@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, RecordDict
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from server.app import app
 from server.progress import RunObserver, observe_run
 from settings.keys import flatten

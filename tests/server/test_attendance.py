@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from adapters.errors import BouquetError
+from core.errors import BouquetError
+from journal.run_folder import RunFolder
 from server.rounds import run_rounds
-from server.run_folder import RunFolder
 from settings.run import RunSettings
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
 from tests.fake_clients import Tamper, fake_app, fake_grid, settings_of

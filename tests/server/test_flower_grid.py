@@ -37,10 +37,10 @@ from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from adapters.records import from_record, to_record
 from server.flower_grid import TEXT_BYTES, Postbox, Question
 from simulations.grid import InProcessGrid
 from tests.fake_clients import fake_app
+from wire.records import from_record, to_record
 
 MB = 1 << 20
 CHUNK = 5 * MB

@@ -9,23 +9,17 @@ from hypothesis import strategies as st
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import truncate
-from adapters.codec import pack
-from server.aggregation import changes_of, weigh
+from server.admission import Admitted, Reply
 from server.broadcast import Asked
-from server.exchange import Admitted, Reply
-from server.guard import (
-    change_norm,
-    clip_change,
-    geometric_median_weights,
-    guard,
-    step_norm,
-)
+from server.combining import changes_of, weigh
+from server.guard import change_norm, clip_change, geometric_median_weights, guard, step_norm
 from server.member import Member
 from settings.federation import ClientsSettings
 from settings.run import run_settings
-from strategies.strategy import LocalRule
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, add, dense_deltas, frobenius
+from wire.codec import pack
+from wire.rules import LocalRule
 
 SHAPES = {"layers.0.q_proj": (9, 12), "layers.0.v_proj": (6, 12)}
 START = make_adapter(50, SHAPES, 4, 0.7)

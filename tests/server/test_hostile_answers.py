@@ -14,11 +14,11 @@ import pytest
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from server.live_status import read_live_status
+from journal.live_status import read_live_status
+from journal.run_folder import RunFolder
 from server.progress import LogObserver, observe_run
 from server.roster import Roster
 from server.rounds import run_rounds
-from server.run_folder import RunFolder
 from settings.keys import flatten
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
 from tests.fake_clients import fake_app, settings_of

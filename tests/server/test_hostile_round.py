@@ -16,8 +16,8 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from journal.run_folder import RunFolder
 from server.rounds import run_rounds
-from server.run_folder import RunFolder
 from settings.keys import Value, flatten
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
 from tests.fake_clients import fake_app, settings_of

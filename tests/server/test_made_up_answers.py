@@ -7,18 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.adapter import draw
-from adapters.codec import pack
-from adapters.records import STYPE, to_record
+from server.admission import Rejection, admit_replies
 from server.attendance import ask_principal
 from server.broadcast import Asked
 from server.evaluation import evaluate_on_clients
-from server.exchange import Rejection, admit_replies
 from server.mailbox import Mailbox
 from server.roster import Roster, Told, roster_after
 from settings.keys import flatten
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
-from strategies.strategy import LocalRule
 from tests.fake_clients import BASE, SHAPES, data_of, fake_app, settings_of, trained
+from wire.codec import pack
+from wire.records import STYPE, to_record
+from wire.rules import LocalRule
 
 SETTINGS = settings_of("unused", lora__rank="2")
 HONEST, RANK, ROUND = 3, 2, 1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.errors import ReplyError
+from core.errors import ReplyError
 from server.names import REGISTRY, name_of_node, registered_names, true_name
 
 

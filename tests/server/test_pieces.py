@@ -11,14 +11,13 @@ from flwr.app import Message
 
 from adapters.adapter import Delta
 from adapters.algebra import add as added
-from adapters.codec import pack, unpack_delta
 from adapters.refactoring import compact
 from adapters.terms import PLUS, Term
 from client.pieces import held_pieces
-from server.pieces import MOST_TIMES_ITS_SIZE, Piece, in_pieces, piece_of, sum_of
+from journal.run_folder import RunFolder
+from journal.state import ServerState, load_state
+from server.pieces import MOST_TIMES_ITS_SIZE, in_pieces
 from server.rounds import run_rounds
-from server.run_folder import RunFolder
-from server.state import ServerState, load_state
 from settings.keys import Value
 from settings.site import client_name
 from simulations.holdings import Holdings
@@ -27,6 +26,8 @@ from strategies.strategy import GlobalModel
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import add, dense_deltas, distance, frobenius
 from tests.fake_clients import SHAPES, fake_app, fake_grid, settings_of
+from wire.codec import pack, unpack_delta
+from wire.pieces import Piece, piece_of, sum_of
 
 Seen = dict[tuple[int, int], Delta | None]
 

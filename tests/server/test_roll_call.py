@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 from flwr.app import Message, RecordDict
 
-from adapters.codec import pack
-from adapters.errors import UsageError
-from adapters.records import to_record
+from core.errors import UsageError
+from journal.run_folder import RunFolder
 from server.attendance import ask_principal, call_roster
 from server.mailbox import Mailbox
 from server.names import REGISTRY
 from server.roster import Roster, Rules, Told, roster_after
 from server.rounds import run_rounds
-from server.run_folder import RunFolder
 from server.waiting import Waiting
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
 from tests.adapter_generators import make_adapter
 from tests.fake_clients import SHAPES, Tamper, fake_app, fake_grid, settings_of
+from wire.codec import pack
+from wire.records import to_record
 
 
 class FillingGrid(InProcessGrid):

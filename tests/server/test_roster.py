@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from server.attendance import call_roster
 from server.mailbox import Mailbox
 from server.names import REGISTRY

@@ -13,14 +13,12 @@ from flwr.clientapp import ClientApp
 
 from adapters.adapter import Adapter, Delta, Factors, draw
 from adapters.algebra import truncate
-from adapters.codec import pack, unpack
-from adapters.errors import BouquetError, UsageError
-from adapters.records import from_record, to_record
 from client.pieces import open_pieces
-from server.live_status import read_live_status
+from core.errors import BouquetError, UsageError
+from journal.live_status import read_live_status
+from journal.run_folder import RunFolder, read_config
+from journal.state import load_state
 from server.rounds import run_rounds
-from server.run_folder import RunFolder, read_config
-from server.state import load_state
 from settings.keys import Value
 from settings.run import RunSettings
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
@@ -28,6 +26,8 @@ from strategies.registry import STRATEGIES as REGISTERED
 from strategies.registry import make_strategy
 from tests.dense_oracle import dense
 from tests.fake_clients import SHAPES, fake_app, fake_grid, settings_of
+from wire.codec import pack, unpack
+from wire.records import from_record, to_record
 
 
 def play(settings: RunSettings, app: ClientApp | None = None) -> Path:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from adapters.errors import UsageError
 from adapters.peft_files import PeftAdapter
+from core.errors import UsageError
 from server.start_adapter import read_start_adapter, with_adapter
 from settings.run import run_settings
 from strategies.strategy import Strategy

@@ -5,16 +5,17 @@ import pytest
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import beyond, pad, truncate
-from server.aggregation import changes_of, frozen_tails
+from server.admission import Reply
 from server.broadcast import Asked, broadcast
 from server.changes import COMPARED, Changes, compared, cosines, inner_products_of_changes
-from server.exchange import Reply
+from server.combining import changes_of, frozen_tails
 from server.member import Member
 from server.telemetry import missed_norms, round_record
-from strategies.strategy import GlobalModel, LocalRule, Update, Updates
+from strategies.strategy import GlobalModel, Update, Updates
 from strategies.zero_padding import ZeroPadding
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, add, dense_deltas, frobenius
+from wire.rules import LocalRule
 
 SHAPES = {"layers.1.q_proj": (8, 14), "layers.11.q_proj": (14, 8)}
 RANKS = (5, 2, 3)

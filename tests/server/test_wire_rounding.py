@@ -8,18 +8,18 @@ import pytest
 from flwr.app import Message
 
 from adapters.adapter import Adapter, Factors
-from adapters.codec import pack, unpack
-from adapters.records import from_record
+from journal.run_folder import RunFolder
+from journal.state import load_state
 from server.broadcast import Broadcast, broadcast, broadcast_error, received_start
 from server.rounds import run_rounds
-from server.run_folder import RunFolder
-from server.state import load_state
 from strategies.noise import compare, ideal_change
 from strategies.registry import STRATEGIES, make_strategy
 from strategies.strategy import GlobalModel, Update, Updates
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, add, dense_deltas, distance, frobenius
 from tests.fake_clients import SHAPES, fake_app, fake_grid, settings_of
+from wire.codec import pack, unpack
+from wire.records import from_record
 
 MERGED = make_adapter(1, SHAPES, 4, 0.5)
 START = make_adapter(2, SHAPES, 3, 2.0)

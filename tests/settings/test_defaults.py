@@ -19,7 +19,20 @@ from settings.run import (
 )
 
 ROOT = Path(settings.run.__file__).resolve().parent.parent
-ROOMS = ("settings", "tasks", "client", "server", "strategies", "simulations")
+ROOMS = (
+    "settings",
+    "wire",
+    "strategies",
+    "tasks",
+    "models",
+    "journal",
+    "client",
+    "server",
+    "deployment",
+    "simulations",
+    "reports",
+    "commands",
+)
 KEYS = {name: (kind, rule) for name, kind, rule in walk(RunSettings)}
 
 

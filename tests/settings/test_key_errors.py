@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.keys import (
     Rule,
     Value,

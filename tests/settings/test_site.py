@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.keys import Value
 from settings.site import KNOWN, Site, client_name, parse_site
 

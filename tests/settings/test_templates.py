@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.run import run_settings
 from settings.templates import Field, parts_for, template_fields, template_parts
 from tests.adapter_generators import QUICK

@@ -12,18 +12,18 @@ import transformers
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from adapters.head import unpack_head
-from adapters.records import from_record
 from client.app import app
+from journal.run_folder import read_config
+from journal.state import load_state
 from server.rounds import run_rounds
-from server.run_folder import read_config
-from server.state import load_state
 from settings.keys import flatten
 from settings.run import run_settings
 from simulations.grid import InProcessGrid
 from tasks.partition import global_held_out
-from tests.simulations.conftest import Run
-from tests.tiny_models import save_bert
+from tests.conftest import Run
+from tools.rehearsal.tiny_models import save_bert
+from wire.head import unpack_head
+from wire.records import from_record
 
 # PEFT 0.21 asks transformers 5 for an attribute by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
@@ -64,7 +64,7 @@ def test_plain_peft_finds_the_simulators_loss_and_accuracy(
     )
     model = peft.PeftModel.from_pretrained(base, "run/adapter").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "bert")
-    from server.run_folder import read_config
+    from journal.run_folder import read_config
 
     settings = run_settings({**read_config(Path("run/config.toml")), "output": ""})
     held_out = global_held_out(settings.data, 3, settings.seed, 0, "classification")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from server.run_folder import RunFolder
-from server.state import ServerState
+from journal.results import Run as ReadRun
+from journal.run_folder import RunFolder
+from journal.state import ServerState
 from simulations.compare import choose_names
-from simulations.results import Run as ReadRun
 from strategies.zero_padding import ZeroPadding
-from tests.simulations.conftest import Run
+from tests.conftest import Run
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +27,9 @@ def page(monkeypatch: pytest.MonkeyPatch) -> list[ReadRun]:
         shown[:] = runs
         return folder / "report.html"
 
-    module = ModuleType("simulations.page")
+    module = ModuleType("reports.page")
     module.write_report = write_report  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "simulations.page", module)
+    monkeypatch.setitem(sys.modules, "reports.page", module)
     return shown
 
 

@@ -9,14 +9,14 @@ import pytest
 
 from adapters.adapter import draw
 from client.training import plan_steps, train
-from server.sampling import derive_seed
+from journal.results import read_run
 from settings.keys import flatten
 from settings.run import RunSettings, run_settings
+from settings.seeds import derive_seed
 from simulations.local import train_alone
 from simulations.references import open_bench, run_reference
-from simulations.results import read_run
-from tests.simulations.conftest import Run
-from tests.tiny_models import save_bert
+from tests.conftest import Run
+from tools.rehearsal.tiny_models import save_bert
 
 
 @pytest.fixture
@@ -96,9 +96,9 @@ def test_central_takes_the_steps_of_all_clients_together(settings: RunSettings) 
 def test_central_is_that_of_simulate(
     bouquet: Run, small_job: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = ModuleType("simulations.page")
+    page = ModuleType("reports.page")
     page.write_report = lambda folder, runs: folder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "simulations.page", page)
+    monkeypatch.setitem(sys.modules, "reports.page", page)
     sampled = ["-n", "4", "--fraction", "0.5"]
     assert bouquet(*small_job, *sampled, "--central", "-o", "one")[0] == 0
     job = ["compare", *small_job[1:], *sampled, "--seeds", "1"]

@@ -10,7 +10,7 @@ import transformers
 
 from settings.run import run_settings
 from tasks.partition import global_held_out
-from tests.simulations.conftest import Run
+from tests.conftest import Run
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_its_held_out_loss_is_the_simulators_own(
 
 def plain_loss(model: torch.nn.Module, tokenizer: object, config: Path) -> float:
     """One example at a time, transformers' own loss, weighted by its number of targets."""
-    from server.run_folder import read_config
+    from journal.run_folder import read_config
 
     settings = run_settings({**read_config(config), "output": ""})
     held_out = global_held_out(settings.data, settings.clients.count, settings.seed, 0)

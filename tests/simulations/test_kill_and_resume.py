@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_models import save_llama
+from tools.rehearsal.tiny_models import save_llama
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 3
@@ -27,26 +27,26 @@ GAPS = {
         "lambda original: lambda *a, **k: die() if a[4] in seen else original(*a, **k)",
     ),
     "after the log line, before the state": (
-        "server.run_folder.RunFolder.save",
+        "journal.run_folder.RunFolder.save",
         "lambda original: lambda self, state: die() if state.round == 2 else original(self, state)",
     ),
     "in the middle of writing the log line": (
-        "server.run_folder.RunFolder.append",
+        "journal.run_folder.RunFolder.append",
         "lambda original: lambda self, record: (torn(self) if record['round'] == 2 "
         "else original(self, record))",
     ),
     "while writing the state": (
-        "server.state.write_durably",
+        "core.files.write_durably",
         "lambda original: lambda path, data: (path.write_bytes(data[:99]), die()) "
         "if 'round-0002' in str(path) else original(path, data)",
     ),
     "after the state's rename": (
-        "server.state.flush_folder",
+        "core.files.flush_folder",
         "lambda original: lambda folder: die() if (folder / 'round-0002').exists() "
         "else original(folder)",
     ),
     "while writing the adapter": (
-        "server.run_folder.write_peft",
+        "journal.run_folder.write_peft",
         "lambda original: lambda *a: (original(*a), die())",
     ),
 }
@@ -70,7 +70,7 @@ except ModuleNotFoundError:
     holder = getattr(importlib.import_module(module), holder)
 setattr(holder, name, eval(wrap)(getattr(holder, name)))
 sys.argv = ["bouquet", *sys.argv[3:]]
-from simulations.cli import main
+from commands.cli import main
 main()
 """
 

@@ -16,7 +16,7 @@ import transformers
 
 from simulations.simulate import simulate
 from tests.simulations.test_exported_adapter import plain_loss
-from tests.tiny_models import FORMATS, save_llama, settings_for
+from tools.rehearsal.tiny_models import FORMATS, save_llama, settings_for
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-3, "float16": 1e-3, "int8": 1e-5, "nf4": 1e-5}
 """The parts of int8 and nf4 bases that are not packed are in float32 here."""

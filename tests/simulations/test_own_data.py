@@ -10,18 +10,19 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import UsageError
 from client.app import app as client_app
-from server.data_record import data_record, evaluated_record, refuse_changed_data
+from core.errors import UsageError
+from journal.data_files import refuse_changed_data
+from journal.run_folder import read_config
+from server.data_record import data_record, evaluated_record
 from server.evaluation import with_labels
 from server.rounds import run_rounds
-from server.run_folder import read_config
 from settings.keys import flatten
 from simulations.grid import InProcessGrid
 from simulations.simulate import Plan, prepare
 from tasks.partition import Federation
-from tests.simulations.conftest import Run
-from tests.tiny_models import save_bert, settings_for
+from tests.conftest import Run
+from tools.rehearsal.tiny_models import save_bert, settings_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
-from tests.simulations.conftest import Run
-from tests.tiny_models import save_llama, save_mixtral
+from tests.conftest import Run
+from tools.rehearsal.tiny_models import save_llama, save_mixtral
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
 

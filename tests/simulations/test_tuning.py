@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import UsageError
+from core.errors import UsageError
+from journal.results import read_rounds
 from simulations.compare import Runner
 from simulations.comparison_folder import Comparison, load_comparison
-from simulations.results import read_rounds
 from simulations.tuning import Trial, Tuning, final_loss, parse_rates, tuning_seed
-from tests.simulations.conftest import Run
+from tests.conftest import Run
 
 RATES = "0.0001,0.03,0.003"
 NAMES = "flora,fedsa-lora,central,local"

@@ -12,12 +12,13 @@ import pytest
 
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import beyond, stack
-from adapters.codec import pack, unpack, unpack_delta
 from strategies.registry import STRATEGIES, Options, make_strategy
-from strategies.strategy import BOTH, GlobalModel, LocalRule, Strategy, Update
+from strategies.strategy import GlobalModel, Strategy, Update
 from strategies.warm_start import POLICIES, RANDOM
 from tests.adapter_generators import make_factors
 from tests.dense_oracle import Deltas, dense_deltas, distance, frobenius
+from wire.codec import pack, unpack, unpack_delta
+from wire.rules import BOTH, LocalRule
 
 SHAPES = {
     "layers.1.q_proj": (8, 14),

@@ -17,7 +17,7 @@ import numpy as np
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import beyond, rescale, stack, truncate
 from strategies.registry import STRATEGIES, Options, make_strategy
-from strategies.strategy import BOTH, GlobalModel, Strategy, Update
+from strategies.strategy import GlobalModel, Strategy, Update
 from strategies.warm_start import POLICIES, RANDOM
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, Dense, add, double
@@ -37,6 +37,7 @@ from tests.strategies.oracles import (
     WeighedBySize,
     products,
 )
+from wire.rules import BOTH
 
 SHAPES = {"layers.1.q_proj": (9, 14), "layers.11.q_proj": (14, 6)}
 PRUNE = 0.75

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from adapters.adapter import Delta, Dense
-from server.pieces import Piece, distinct, in_pieces, start_piece
+from server.pieces import distinct, in_pieces, start_piece
 from strategies.registry import STRATEGIES
-from strategies.strategy import GlobalModel, LocalRule, Strategy
+from strategies.strategy import GlobalModel, Strategy
 from tests.strategies.cohorts import (
     CONFIGURATIONS,
     SHAPES,
@@ -23,6 +23,8 @@ from tests.strategies.cohorts import (
     reply_of,
     total,
 )
+from wire.pieces import Piece
+from wire.rules import LocalRule
 
 ROUNDS = 3
 KNOWN = {"b", "r", "r_k", "R", "S", "T", "M", "N", "D", "m", "n", "r_kept", "min"}

@@ -13,7 +13,6 @@ import pytest
 
 from adapters.adapter import Adapter, Delta, Dense, Factors
 from adapters.algebra import beyond, norm
-from adapters.codec import pack
 from adapters.terms import sum_of_terms
 from strategies.noise import compare, ideal_change
 from strategies.rbla import Rbla
@@ -34,6 +33,7 @@ from tests.strategies.cohorts import (
     reply_of,
     total,
 )
+from wire.codec import pack
 
 GLOBAL = {n: s for n, s in CONFIGURATIONS.items() if not s.properties.personal}
 

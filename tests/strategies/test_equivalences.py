@@ -11,14 +11,7 @@ from adapters.algebra import rescale
 from strategies.registry import Options, make_strategy
 from strategies.strategy import GlobalModel, Strategy, Update
 from tests.adapter_generators import make_adapter
-from tests.dense_oracle import (
-    Deltas,
-    dense_deltas,
-    dense_sum,
-    distance,
-    double,
-    frobenius,
-)
+from tests.dense_oracle import Deltas, dense_deltas, dense_sum, distance, double, frobenius
 from tests.strategies.rounds import EQUAL, MEMBERS, MIXED, SHAPES, Client, shares_of, train
 
 LARGE = {"layers.1.q_proj": (40, 30), "layers.11.q_proj": (30, 50)}

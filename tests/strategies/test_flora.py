@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adapters.adapter import Adapter, Delta, Factors, pays_dense
-from adapters.errors import AdapterError
+from core.errors import AdapterError
 from strategies.flora import Flora
 from strategies.noise import compare, ideal_change
 from strategies.registry import Options, make_strategy

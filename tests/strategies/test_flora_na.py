@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adapters.adapter import Adapter, Factors, draw
-from adapters.errors import AdapterError
+from core.errors import AdapterError
 from strategies.flora_na import mixed
 from strategies.registry import make_strategy
 from strategies.strategy import Update

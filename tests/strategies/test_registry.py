@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from adapters.errors import AdapterError, UsageError
+from core.errors import AdapterError, UsageError
 from strategies.flora import Flora
 from strategies.florist import Florist
 from strategies.hetlora import HetLora

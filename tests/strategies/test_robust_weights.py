@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from adapters.adapter import Adapter, Factors
-from adapters.errors import UsageError
+from core.errors import UsageError
 from server.method import method_of
 from settings.run import run_settings
 from strategies.registry import STRATEGIES, make_strategy

@@ -8,7 +8,7 @@ import pytest
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import norm
-from strategies.strategy import BOTH, Strategy
+from strategies.strategy import Strategy
 from tests.dense_oracle import distance, double
 from tests.strategies.cohorts import (
     CONFIGURATIONS,
@@ -20,6 +20,7 @@ from tests.strategies.cohorts import (
     total,
     trained,
 )
+from wire.rules import BOTH
 
 over_all = pytest.mark.parametrize(("strategy", "ranks"), cohorts(CONFIGURATIONS))
 SHIFTED = (1, 2)  # of equal rank in both cohorts

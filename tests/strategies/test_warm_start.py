@@ -5,8 +5,7 @@ import pytest
 
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import norm
-from adapters.codec import pack, unpack_delta
-from adapters.errors import UsageError
+from core.errors import UsageError
 from strategies.registry import HAVE_A_START_POLICY, Options, make_strategy
 from strategies.strategy import GlobalModel, Strategy, Update
 from strategies.warm_start import POLICIES, RANDOM, begin_next_round, check_policy
@@ -22,6 +21,7 @@ from tests.strategies.cohorts import (
     replies_to,
     total,
 )
+from wire.codec import pack, unpack_delta
 
 WARM = [policy for policy in POLICIES if policy != RANDOM]
 over_methods = pytest.mark.parametrize(

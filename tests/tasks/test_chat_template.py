@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.keys import Value
 from settings.run import DataSettings, run_settings
 from tasks.conversations import Turn, read_turns
@@ -33,7 +33,7 @@ from tests.tasks.chat_formats import (
     byte_level,
     sentence_piece,
 )
-from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
+from tools.rehearsal.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
 IDS = [form.name for form in FORMATS]
 

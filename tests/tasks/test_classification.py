@@ -10,14 +10,14 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.keys import Value, as_list
 from settings.run import DataSettings, run_settings
 from tasks.classification import encode_texts
 from tasks.examples import Example, read_data, read_examples
 from tasks.labels import label_names
 from tasks.partition import federate, global_held_out, own_part
-from tests.tiny_models import tiny_tokenizer
+from tools.rehearsal.tiny_models import tiny_tokenizer
 
 TASK = "classification"
 

@@ -13,12 +13,12 @@ import torch
 import transformers
 
 from adapters.adapter import FloatArray
-from adapters.errors import AdapterError, UsageError
+from core.errors import AdapterError, UsageError
+from models.tuned_model import TunedModel, resident_model
 from tasks.encoding import Encoded
 from tasks.examples import Example, Examples
 from tasks.metrics import accuracy, macro_f1
-from tasks.tuned_model import TunedModel, resident_model
-from tests.tiny_models import (
+from tools.rehearsal.tiny_models import (
     CONTEXT,
     open_model,
     random_adapter,

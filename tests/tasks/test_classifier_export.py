@@ -12,7 +12,13 @@ from peft import PeftModel
 from safetensors.numpy import load_file
 
 from adapters.peft_files import write_peft
-from tests.tiny_models import open_model, random_adapter, random_head, random_texts, save_bert
+from tools.rehearsal.tiny_models import (
+    open_model,
+    random_adapter,
+    random_head,
+    random_texts,
+    save_bert,
+)
 
 # PEFT 0.21 asks transformers 5 for an attribute by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.keys import Value
 from settings.run import DataSettings, run_settings
 from tasks.conversations import Cell, Turn, find_conversation, read_turns

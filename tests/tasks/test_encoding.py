@@ -9,14 +9,14 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.keys import Value
 from settings.run import DataSettings, run_settings
 from tasks.conversations import Turn
 from tasks.encoding import TOGETHER, Encoded, Encoding, encode, share
 from tasks.examples import Example
 from tests.adapter_generators import QUICK
-from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
+from tools.rehearsal.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
 TEMPLATE = "Question: {prompt}\nAnswer: "
 

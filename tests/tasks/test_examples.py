@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.keys import Value
 from settings.run import DataSettings, run_settings
 from tasks.examples import Example, Turn, choose, fingerprint_of, read_data, read_examples

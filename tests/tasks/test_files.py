@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from tasks.files import CHUNK, Cell, data_files, open_table
 from tests.adapter_generators import QUICK
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from adapters.errors import UsageError
+from core.errors import UsageError
+from models import tuned_model
+from models.tuned_model import HeldOutLoss, TunedModel, resident_model
 from settings.run import RunSettings
 from settings.site import Site
-from tasks import tuned_model
 from tasks.encoding import Batch, Encoded
 from tasks.examples import Example, Examples
-from tasks.tuned_model import HeldOutLoss, TunedModel, resident_model
-from tests.tiny_models import (
+from tools.rehearsal.tiny_models import (
     model_settings,
     open_model,
     random_adapter,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from adapters.errors import UsageError
+from core.errors import UsageError
 from settings.keys import Value
 from settings.run import DataSettings, run_settings
 from tasks.examples import Example, Reading

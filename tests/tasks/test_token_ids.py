@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from models.base_model import embedded_model_path
 from settings.run import DataSettings, run_settings
-from tasks.base_model import embedded_model_path
 from tasks.classification import encode_texts
 from tasks.conversations import Turn
 from tasks.encoding import encode
@@ -19,7 +19,7 @@ from tasks.examples import Example
 from tasks.token_ids import CHARACTERS, MARGIN, SpecialTokens, enough, tokenize
 from tests.adapter_generators import QUICK
 from tests.tasks.chat_formats import CHATML_TOKENS, QWEN25, byte_level, sentence_piece
-from tests.tiny_models import TEXTS, tiny_tokenizer
+from tools.rehearsal.tiny_models import TEXTS, tiny_tokenizer
 
 MEGABYTES = 15
 

@@ -15,7 +15,7 @@ from client.training import train
 from tasks import token_loss
 from tasks.encoding import Batch, Encoded, collate
 from tasks.token_loss import TokenLoss
-from tests.tiny_models import (
+from tools.rehearsal.tiny_models import (
     open_format,
     open_model,
     random_adapter,

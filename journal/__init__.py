@@ -1,0 +1,1 @@
+"""A run's folder: configuration, rounds, state, results, status."""

@@ -1,0 +1,1 @@
+"""The base model with its LoRA slots: loading, identity, merging, quantization. Needs torch."""

@@ -1,0 +1,1 @@
+"""What travels between server and clients: the codec of adapters, number formats, local rules."""
