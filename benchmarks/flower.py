@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measuring import ROOT, Row, progress, ratios, report, run_child, simulate_command
+from journal.record import FILE, read_rounds
 from tools.rehearsal.simulation_superlink import superlink, tool
 
 REPEATS = 1
@@ -46,11 +47,10 @@ def in_process() -> tuple[float, list[float]]:
 
 
 def _losses(run: Path, text: str) -> list[float]:
-    path = run / "rounds.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    if len(lines) != int(str(JOB["rounds"])) + 1:
-        raise RuntimeError(f"the run ended after {len(lines) - 1} rounds:\n{text[-4000:]}")
-    return [json.loads(line)["held_out_loss"] for line in lines]
+    rounds = read_rounds(run / FILE)
+    if len(rounds) != int(str(JOB["rounds"])) + 1:
+        raise RuntimeError(f"the run ended after {len(rounds) - 1} rounds:\n{text[-4000:]}")
+    return [record["held_out_loss"] for record in rounds]
 
 
 def measure(quick: bool) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.measuring import Row, progress, ratios, report, run_child, simulate_command
 from benchmarks.plain_loop import LOOPS
+from journal.record import FILE, read_rounds
 
 REPEATS = 1
 QUICK = {
@@ -29,7 +30,7 @@ def federated(job: dict[str, object]) -> tuple[float, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         seconds, _, _ = run_child(simulate_command(run, job))
-        rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+        rounds = read_rounds(run / FILE)
     tokens = sum(record["train_tokens"] for record in rounds[1:])
     return seconds, {"base_loss": rounds[0]["held_out_loss"], "train_tokens": tokens}
 

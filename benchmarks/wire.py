@@ -10,7 +10,6 @@ of a Llama of a thousand million parameters. Goals: float32 at most 1.03 and 1.0
 of that, int8 at most 0.255 of the large one; losses within 0.5 % of float32's.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from adapters.adapter import Adapter, Factors
 from adapters.algebra import relative_error
 from adapters.number_formats import WIRE_DTYPES
 from benchmarks.measuring import Row, progress, ratios, report, run_child, simulate_command
+from journal.record import FILE, read_rounds
 from wire.codec import pack, unpack
 
 JOB: dict[str, object] = {
@@ -79,8 +79,7 @@ def last_loss(dtype: str, seed: int, job: dict[str, object]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "run")
         run_child(simulate_command(output, {**job, "seed": seed, "wire.dtype": dtype}))
-        lines = (output / "rounds.jsonl").read_text().splitlines()
-    loss = float(json.loads(lines[-1])["held_out_loss"])
+        loss = read_rounds(output / FILE)[-1]["held_out_loss"]
     progress(f"{dtype}, seed {seed}: {loss:.6f}")
     return loss
 

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bouquet.keywords import layer_of
+from bouquet.process import console_of, process_as_found
 from bouquet.results import Comparison, Run
 from bouquet.rooms import at_home
 from core.errors import UsageError
 
 
 @at_home()
+@process_as_found()
 def simulate(
     strategy: str | None = None,
     *,
@@ -51,11 +51,12 @@ def simulate(
     else:
         where = {} if output is None else {"output": str(output)}
         settings = run_settings(*config_layers(_path(config)), where, layer)
-    _, folder, _, _ = watched_simulation(settings, _console(progress), central)
+    _, folder, _, _ = watched_simulation(settings, console_of(progress), central)
     return Run(folder)
 
 
 @at_home()
+@process_as_found()
 def compare(
     strategies: Sequence[str],
     *,
@@ -92,7 +93,7 @@ def compare(
         seeds,
         equal_bytes,
         _path(output),
-        _console(progress),
+        console_of(progress),
         rates,
     )
     return Comparison(page.parent)
@@ -116,8 +117,3 @@ def open_folder(folder: str | Path) -> Any:
 
 def _path(given: str | Path | None) -> Path | None:
     return None if given is None else Path(given)
-
-
-def _console(progress: bool) -> Console:
-    """A live table on a terminal; a line a round elsewhere, in a notebook too."""
-    return Console(stderr=True, highlight=False, quiet=not progress, force_jupyter=False)

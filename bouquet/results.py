@@ -5,9 +5,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bouquet.process import process_as_found
 from bouquet.rooms import at_home
 from core.errors import BouquetError, UsageError, listing, nearest
 from journal import results
+from journal.record import FILE, read_rounds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +44,7 @@ class Run:
     @at_home()
     def records(self) -> list[dict[str, Any]]:
         """The lines of rounds.jsonl with all that they hold, clients included; round 0 first."""
-        return results.read_rounds(self.folder / "rounds.jsonl")
+        return [{**record} for record in read_rounds(self.folder / FILE)]
 
     @property
     @at_home()
@@ -77,6 +79,7 @@ class Run:
         return folder
 
     @at_home()
+    @process_as_found()
     def model(self, device: str = "auto") -> Any:
         """The tuned model: the run's base with the adapter beside it, a PeftModel in eval mode.
 
@@ -89,6 +92,7 @@ class Run:
         return PeftModel.from_pretrained(base.model, str(self.adapter)).eval()
 
     @at_home()
+    @process_as_found()
     def tokenizer(self) -> Any:
         """The tokenizer of the run's base."""
         return self._base("cpu").tokenizer

@@ -9,8 +9,9 @@ The rooms are top-level packages (`adapters`, `settings` ...), for Flower puts a
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 from types import ModuleType
 
 _HERE = Path(__file__).resolve().parent
@@ -20,6 +21,7 @@ ROOMS = frozenset(path.parent.name for path in HOME.glob("*/__init__.py")) - {"b
 _ours: dict[str, ModuleType] = {}
 """The modules of the rooms, while they are not in `sys.modules`."""
 _depth = 0
+_one_at_a_time = RLock()
 
 
 def move_in() -> None:
@@ -36,25 +38,26 @@ def move_in() -> None:
 def at_home() -> Iterator[None]:
     """The rooms are found first within; afterwards all is as it was, for the caller's own imports.
 
-    Not for several threads that import at once: `sys.modules` is one for all of them.
+    Calls from several threads wait for each other, for `sys.modules` is one for all of them.
     """
     global _depth
-    if _depth:
-        yield
-        return
-    theirs = _modules()
-    path = list(sys.path)
-    _depth += 1
-    try:
-        _swap_in()
-        yield
-    finally:
-        _depth -= 1
-        _ours.update({name: module for name, module in _modules().items() if _is_ours(module)})
-        for name in _modules():
-            del sys.modules[name]
-        sys.modules.update(theirs)
-        sys.path[:] = [*path, *(p for p in sys.path if p not in path and p != str(HOME))]
+    with _one_at_a_time:
+        if _depth or _is_found_anyway():
+            yield
+            return
+        theirs = _modules()
+        path = list(sys.path)
+        _depth += 1
+        try:
+            _swap_in()
+            yield
+        finally:
+            _depth -= 1
+            _ours.update({name: module for name, module in _modules().items() if _is_ours(module)})
+            for name in _modules():
+                del sys.modules[name]
+            sys.modules.update(theirs)
+            sys.path[:] = [*path, *(p for p in sys.path if p not in path and p != str(HOME))]
 
 
 def _swap_in() -> None:
@@ -63,12 +66,30 @@ def _swap_in() -> None:
             del sys.modules[name]
     sys.modules.update({name: module for name, module in _ours.items() if name not in sys.modules})
     sys.path[:] = [str(HOME), *(p for p in sys.path if p != str(HOME))]
-    found = import_module("adapters")
-    if not _is_ours(found):
-        raise ImportError(
-            f"Bouquet's own package 'adapters' lies in {HOME}, but Python finds "
-            f"{_file_of(found)}. Uninstall one of the two, or keep Bouquet in its own environment"
-        )
+    for room, found in _found().items():
+        if not found.is_relative_to(HOME):
+            raise ImportError(
+                f"Bouquet's own package {room!r} lies in {HOME}, but Python finds {found}. "
+                "Uninstall one of the two, or keep Bouquet in its own environment"
+            )
+
+
+def _is_found_anyway() -> bool:
+    """Whether the rooms are what any import finds, as in the repository: nothing is exchanged."""
+    return all(map(_is_ours, _modules().values())) and all(
+        found.is_relative_to(HOME) for found in _found().values()
+    )
+
+
+def _found() -> dict[str, Path]:
+    """Where an import of each room would find it; nowhere is `.`."""
+    specs = {room: find_spec(room) for room in sorted(ROOMS) if room not in sys.modules}
+    return {
+        room: Path(spec.origin or next(iter(spec.submodule_search_locations or []), "."))
+        if spec
+        else Path()
+        for room, spec in specs.items()
+    }
 
 
 def _modules() -> dict[str, ModuleType]:

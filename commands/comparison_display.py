@@ -4,10 +4,9 @@ On a terminal a line a run grows above a live one; elsewhere each round is a lin
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,7 +19,8 @@ from rich.text import Text
 from commands.display import LONGEST_NOTE
 from core.errors import quoted
 from core.units import human_bytes
-from journal.results import LOSS, Spread, SummaryRow, headline_metric
+from journal.record import ACCURACY, LOSS, OWN_ACCURACY, OWN_LOSS, RoundRecord
+from journal.results import Spread, SummaryRow, headline_metric
 from server.admission import Rejection
 from server.member import Member
 from server.progress import RunObserver
@@ -45,7 +45,7 @@ def human_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def round_line(record: Mapping[str, Any]) -> str:
+def round_line(record: RoundRecord) -> str:
     """One round in one line; without a loss where the round was not evaluated.
 
     >>> round_line({"train_loss": 2.5, "bytes_up": 1000, "bytes_down": 2000})
@@ -194,7 +194,7 @@ class ComparisonDisplay(RunObserver):
         """Show how far it is."""
         self._now = f"{self._now.partition(', step')[0]}, step {step}/{steps}"
 
-    def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
+    def round_finished(self, record: RoundRecord, rejected: list[Rejection]) -> None:
         """One line, and who was excluded."""
         self._done, self._last = record["round"], round_line(record)
         for rejection in rejected:
@@ -226,8 +226,8 @@ def results_table(rows: Sequence[SummaryRow]) -> Table:
     own = "accuracy" if classifies else "loss"
     columns = {
         "held-out\nloss": (LOSS, "{:.4f}"),
-        "accuracy": ("held_out_accuracy", "{:.3f}"),
-        "own\nparts": ("client_accuracy_mean" if classifies else "client_held_out_loss", "{:.3f}"),
+        "accuracy": (ACCURACY, "{:.3f}"),
+        "own\nparts": (OWN_ACCURACY if classifies else OWN_LOSS, "{:.3f}"),
         "worst\nclient": (f"worst_client_{own}", "{:.3f}"),
         "size of\nchange": ("mean_change_norm", "{:.3g}"),
         "bytes": ("bytes", ""),

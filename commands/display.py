@@ -20,6 +20,7 @@ from rich.text import Text
 
 from core.errors import listing, quoted
 from core.units import counted, from_to, human_bytes
+from journal.record import LOSS, OWN_LOSS, RoundRecord, value_of
 from journal.run_folder import RunFolder
 from server.admission import Rejection
 from server.member import Member
@@ -31,20 +32,20 @@ from simulations.simulate import Plan
 from strategies.registry import make_strategy
 from tasks.reasons import count_lines
 
-HELD_OUT, OWN_LOSS = "held-out loss", "clients' loss"
+HELD_OUT, CLIENTS_LOSS = "held-out loss", "clients' loss"
 COLUMNS = ("round", "train loss", HELD_OUT, "up", "down", "noise", "seconds")
 WIDTHS = (7, 12, 15, 11, 11, 11, 10)
 LONGEST_NOTE = 1000
 
 
-def round_cells(record: Mapping[str, Any], own: bool = False) -> list[str]:
+def round_cells(record: RoundRecord, own: bool = False) -> list[str]:
     """One row of the table from one line of rounds.jsonl.
 
     own: the loss is the clients', on what each holds out, as in every row of such a run.
     """
-    loss = record.get("client_held_out_loss" if own else "held_out_loss")
+    loss = value_of(record, OWN_LOSS if own else LOSS)
     base = record["round"] == 0
-    seconds = record.get("evaluate_seconds" if base else "seconds")
+    seconds = value_of(record, "evaluate_seconds" if base else "seconds")
     return [
         "base" if base else str(record["round"]),
         shown(record.get("train_loss"), "{:.4f}"),
@@ -139,7 +140,7 @@ class Display(RunObserver):
         """own: the loss in the table is the clients', on what each holds out."""
         self.console = console
         self._own = own
-        self._columns = tuple(OWN_LOSS if own and c == HELD_OUT else c for c in COLUMNS)
+        self._columns = tuple(CLIENTS_LOSS if own and c == HELD_OUT else c for c in COLUMNS)
         self.folder: Path | None = None
         self._table = Table(box=None, padding=0, header_style="bold")
         for name, width in zip(self._columns, WIDTHS, strict=True):
@@ -226,7 +227,7 @@ class Display(RunObserver):
             detail = f"step {step}/{steps}"
             self._progress.update(self._task, total=steps, completed=step, detail=detail)
 
-    def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
+    def round_finished(self, record: RoundRecord, rejected: list[Rejection]) -> None:
         """One more row, and who was excluded."""
         for rejection in rejected:
             self._note(f"round {record['round']} excludes {rejection.client}: {rejection.reason}")
@@ -240,7 +241,7 @@ class Display(RunObserver):
         """The command of a simulation."""
         return f"go on with: {shlex.join(['bouquet', 'simulate', '--resume', str(folder)])}"
 
-    def _show(self, record: Mapping[str, Any]) -> None:
+    def _show(self, record: RoundRecord) -> None:
         cells = round_cells(record, self._own)
         self._table.add_row(*cells)
         if not self.console.is_terminal:

@@ -9,6 +9,7 @@ from rich.console import Console
 from commands import job_options as job
 from commands.terminal import console
 from core.errors import UsageError
+from journal.record import RoundRecord
 from settings.run import RunSettings, run_settings
 
 
@@ -90,7 +91,7 @@ def run_simulation(settings: RunSettings, central: bool) -> None:
 
 def watched_simulation(
     settings: RunSettings, console: Console, central: bool = False
-) -> tuple[RunSettings, Path, list[dict[str, Any]], dict[str, Any] | None]:
+) -> tuple[RunSettings, Path, list[RoundRecord], dict[str, Any] | None]:
     """Prepare and run: the settings as they were, the run's folder, its records, and central's.
 
     Ctrl-C is told with how to go on, and passed on.

@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from commands import job_options as job
-from commands.display import HELD_OUT, OWN_LOSS, shown
+from commands.display import CLIENTS_LOSS, HELD_OUT, shown
 from commands.terminal import console
 from core.errors import quoted
 from core.units import human_bytes
 from journal.live_status import LiveStatus
+from journal.record import LOSS, OWN_LOSS, value_of
 from journal.status import Status, in_words, read_status, seconds_since
 
 GOES_ON = 2
@@ -137,13 +138,13 @@ def rounds_table(found: Status) -> Table:
     table.add_column("round", justify="right")
     table.add_column("took part")
     table.add_column("failed", style="red")
-    loss = OWN_LOSS if found.own_losses else HELD_OUT
+    loss = CLIENTS_LOSS if found.own_losses else HELD_OUT
     for name in ("train loss", loss, "up", "down", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for record in found.records:
         base = record["round"] == 0
         took_part = [str(client["client"]) for client in record.get("clients", [])]
-        held_out = record.get("client_held_out_loss" if found.own_losses else "held_out_loss")
+        held_out = value_of(record, OWN_LOSS if found.own_losses else LOSS)
         table.add_row(
             "base" if base else str(record["round"]),
             str(len(took_part)) if narrow() and took_part else escape(", ".join(took_part)),
@@ -152,7 +153,7 @@ def rounds_table(found: Status) -> Table:
             shown(held_out, "{:.4f}"),
             "-" if base else human_bytes(record["bytes_up"]),
             "-" if base else human_bytes(record["bytes_down"]),
-            shown(record.get("evaluate_seconds" if base else "seconds"), "{:.0f}"),
+            shown(value_of(record, "evaluate_seconds" if base else "seconds"), "{:.0f}"),
         )
     return table
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from commands.display import shown
 from commands.job_options import as_options
 from core.units import human_bytes
+from journal.record import RoundRecord, value_of
 from settings.keys import as_list, flatten
 from settings.paths import named_paths
 from settings.run import EMBEDDED, RunSettings, parse_ranks, run_settings
@@ -28,7 +29,7 @@ OF_ONE_RUN = ("strategy.name", "start.policy", "output", "resume")
 
 
 def comparison(
-    settings: RunSettings, rounds: Sequence[Mapping[str, Any]], central: Mapping[str, Any] | None
+    settings: RunSettings, rounds: Sequence[RoundRecord], central: Mapping[str, Any] | None
 ) -> Table:
     """Each model's held-out loss, what it means, and how many examples it was trained on.
 
@@ -53,7 +54,7 @@ def comparison(
         rows.append(
             (f"central, rank {central['rank']}, pooled data", central, _seen(central, settings))
         )
-    base = rounds[0].get(f"{prefix}_loss")
+    base = value_of(rounds[0], f"{prefix}_loss")
     for name, record, seen in rows:
         loss = record.get(f"{prefix}_loss")
         if loss is not None:
@@ -83,7 +84,7 @@ def print_summary(
     console: Console,
     settings: RunSettings,
     folder: Path,
-    rounds: Sequence[Mapping[str, Any]],
+    rounds: Sequence[RoundRecord],
     central: Mapping[str, Any] | None,
 ) -> None:
     """The table, the totals and the next useful commands."""

@@ -16,32 +16,25 @@ from typing import Any
 
 from core.errors import BouquetError, UsageError
 from core.files import write_durably
+from journal.record import (
+    ACCURACY,
+    FILE,
+    LOSS,
+    METRICS,
+    OWN_ACCURACY,
+    OWN_LOSS,
+    PER_ROUND,
+    RoundRecord,
+    read_rounds,
+    value_of,
+)
 from journal.run_folder import read_config
 from settings.keys import Value
 
 CENTRAL, LOCAL = "central", "local"
 REFERENCES = (CENTRAL, LOCAL)
-LOSS = "held_out_loss"
 REFERENCE_KEY = "reference"
 """Beside [config] in a config.toml: the name of the reference, where a run is one."""
-PER_ROUND = (
-    "train_loss",
-    "train_tokens",
-    "held_out_loss",
-    "held_out_accuracy",
-    "held_out_macro_f1",
-    "client_held_out_loss",
-    "loss_before_aggregation",
-    "mean_change_norm",
-    "aggregation_noise",
-    "noise_relative_to_model",
-    "ideal_change_norm",
-    "effective_rank",
-    "global_rank",
-    "bytes_up",
-    "bytes_down",
-    "seconds",
-)
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class Run:
     config: Mapping[str, Value]
     """Flat keys of its config.toml."""
     versions: Mapping[str, str]
-    rounds: Sequence[Mapping[str, Any]]
+    rounds: Sequence[RoundRecord]
     """The records of rounds.jsonl, round 0 first; may be empty."""
     failure: str | None = None
     """Why it was refused or ended early."""
@@ -128,43 +121,15 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         config=config,
         versions={key: str(value) for key, value in tables.get("versions", {}).items()},
-        rounds=read_rounds(folder / "rounds.jsonl"),
+        rounds=read_rounds(folder / FILE),
     )
-
-
-def read_rounds(path: Path) -> list[dict[str, Any]]:
-    """The records of a rounds.jsonl, without a last line that was torn; [] where there is none."""
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    try:
-        return [as_of_today(json.loads(line)) for line in lines[:-1]]
-    except ValueError as error:
-        raise BouquetError(f"{path} holds a line that is not JSON: {error}") from error
-
-
-def as_of_today(record: dict[str, Any]) -> dict[str, Any]:
-    """A record under the names of today; those of an earlier Bouquet had others.
-
-    Its clients' `delta_norm` was the norm of their change. Its `increment_norm` was that of all
-    they trained, the start included: no norm of today, unless it was 0. Its aggregation noise
-    stays as it is, see `Run.noise_as_before`.
-    """
-    clients = record.get("clients")
-    if not clients or not all("delta_norm" in client for client in clients):
-        return record
-    renamed = [{**client, "change_norm": client["delta_norm"]} for client in clients]
-    found = {**record, "clients": renamed}
-    found["mean_change_norm"] = statistics.fmean(client["change_norm"] for client in renamed)
-    if record.get("increment_norm") == 0.0:
-        found["ideal_change_norm"] = 0.0
-    return found
 
 
 def last_value(run: Run, key: str) -> Any:
     """The newest value of this key after any training; None where no round has it."""
     trained = [record for record in run.rounds if record["round"] > 0]
-    return next((r[key] for r in reversed(trained) if r.get(key) is not None), None)
+    values = (value_of(record, key) for record in reversed(trained))
+    return next((value for value in values if value is not None), None)
 
 
 def final_metrics(run: Run) -> dict[str, float]:
@@ -179,10 +144,11 @@ def final_metrics(run: Run) -> dict[str, float]:
     found = {name: last_value(run, name) for name in names}
     trained = [record for record in run.rounds if record["round"] > 0]
     found |= {
-        name: sum(record.get(name, 0) for record in trained)
+        name: sum(value_of(record, name) or 0 for record in trained)
         for name in ("bytes_up", "bytes_down", "seconds")
     }
-    changes = [r["mean_change_norm"] for r in trained if r.get("mean_change_norm") is not None]
+    norms = [record.get("mean_change_norm") for record in trained]
+    changes = [norm for norm in norms if norm is not None]
     found["mean_change_norm"] = statistics.fmean(changes) if changes else None
     found["bytes"] = found["bytes_up"] + found["bytes_down"]
     found["rounds"] = max((record["round"] for record in run.rounds), default=0)
@@ -199,7 +165,7 @@ def final_metrics(run: Run) -> dict[str, float]:
 def headline_metric(rows: Sequence[SummaryRow]) -> str:
     """What rows are ranked by: held-out accuracy where there is one, else held-out loss."""
     named = {name for row in rows for name in row.metrics}
-    return "held_out_accuracy" if {"held_out_accuracy", "client_accuracy_mean"} & named else LOSS
+    return ACCURACY if {ACCURACY, OWN_ACCURACY} & named else LOSS
 
 
 def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
@@ -219,14 +185,12 @@ def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
         failures = {run.seed: run.failure for run in own if run.failure is not None}
         rows.append(SummaryRow(name, tuple(run.seed for run in whole), metrics, failures))
     best = headline_metric(rows)
-    personal, sign = (
-        ("client_held_out_loss", 1.0) if best == LOSS else ("client_accuracy_mean", -1.0)
-    )
+    personal = OWN_LOSS if best == LOSS else OWN_ACCURACY
 
     def order(row: SummaryRow) -> tuple[int, float]:
         for group, name in enumerate((best, personal)):
             if name in row.metrics:
-                return group, sign * row.metrics[name].mean
+                return group, METRICS[name].better * row.metrics[name].mean
         return 2, 0.0
 
     return sorted(rows, key=order)
@@ -238,12 +202,12 @@ def round_rows(run: Run) -> Iterator[dict[str, Any]]:
     for record in run.rounds:
         if record["round"] > 0:
             sums = {
-                name: total + record.get(name.removeprefix("cumulative_"), 0)
+                name: total + (value_of(record, name.removeprefix("cumulative_")) or 0)
                 for name, total in sums.items()
             }
-        row = {"round": record["round"]}
-        row |= {name: record[name] for name in PER_ROUND if record.get(name) is not None}
-        yield row | sums
+        row: dict[str, Any] = {"round": record["round"]}
+        values = {name: value_of(record, name) for name in PER_ROUND}
+        yield row | {name: value for name, value in values.items() if value is not None} | sums
 
 
 def write_results(folder: Path, runs: Sequence[Run]) -> None:

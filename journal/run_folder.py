@@ -32,6 +32,7 @@ from core.events import log, logfmt
 from core.files import flush_folder, write_durably
 from journal.data_files import refuse_changed_data
 from journal.going_on import how_to_go_on
+from journal.record import FILE, RoundRecord, append_round, read_rounds
 from journal.state import ServerState, load_state, save_state
 from settings.keys import Value, flatten, flatten_tables
 from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
@@ -48,7 +49,7 @@ class RunFolder:
         self.path = path
         self.state_path = path / "state"
         self.adapter_path = path / "adapter"
-        self._log_path = path / "rounds.jsonl"
+        self._log_path = path / FILE
 
     def check_fits(self, settings: RunSettings) -> None:
         """UsageError where a run with these settings can neither begin here nor go on."""
@@ -183,28 +184,17 @@ class RunFolder:
             os.truncate(self._log_path, length)
         return state
 
-    def append(self, record: Mapping[str, Any]) -> int:
+    def append(self, record: RoundRecord) -> int:
         """Add one line to rounds.jsonl; its length in bytes afterwards."""
-        line = json.dumps(record, separators=(", ", ": "), allow_nan=False) + "\n"
-        try:
-            with self._log_path.open("ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-                return file.tell()
-        except OSError as error:
-            raise BouquetError(
-                f"{self._log_path} could not be written: {error.strerror}. Free some space, then "
-                + how_to_go_on(self.path)
-            ) from error
+        return append_round(self._log_path, record, how_to_go_on(self.path))
 
     def save(self, state: ServerState) -> None:
         """Commit a state: from here on a resume begins after its round."""
         save_state(state, self.state_path)
 
-    def rounds(self) -> list[dict[str, Any]]:
+    def rounds(self) -> list[RoundRecord]:
         """The records so far, round 0 first, without a line that is being written."""
-        return read_records(self._log_path)
+        return read_rounds(self._log_path)
 
     def export(
         self,
@@ -247,23 +237,6 @@ def _takes_lock(descriptor: int) -> bool:
         else:
             return True
     return False
-
-
-def read_records(log_path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a rounds.jsonl; UsageError where one of them is damaged."""
-    if not log_path.exists():
-        return []
-    *whole, torn = log_path.read_bytes().split(b"\n")
-    if torn:
-        log.debug(logfmt("torn-line", path=log_path, bytes=len(torn)))
-    try:
-        records = [json.loads(line) for line in whole]
-    except ValueError as error:
-        raise UsageError(f"{log_path} is damaged: {error}") from error
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict) or type(record.get("round")) is not int:
-            raise UsageError(f"{log_path} is damaged: line {number} is no record of a round")
-    return records
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Who took part in each round, who failed and why, how long it took and how much w
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -23,10 +23,11 @@ from journal.live_status import (
     SiteStatus,
     read_live_status,
 )
-from journal.run_folder import RunFolder, read_config, read_records
+from journal.record import FILE, RoundRecord, read_rounds
+from journal.run_folder import RunFolder, read_config
 from strategies.registry import make_strategy
 
-Record = Mapping[str, Any]
+Record = RoundRecord
 LOOKS = 3
 
 
@@ -206,7 +207,7 @@ def read_status(folder: Path) -> Status:
 
 def _read(folder: Path, locked: bool) -> Status:
     config = read_config(folder / "config.toml")
-    records = read_records(folder / "rounds.jsonl")
+    records = read_rounds(folder / FILE)
     live, strategy = read_live_status(folder), str(config["strategy.name"])
     wanted = live.rounds if live else int(config["rounds"])  # of a take-up that still waits: more
     personal = make_strategy(strategy).properties.personal  # has no global model to export

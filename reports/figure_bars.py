@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from core.units import human_bytes
+from journal.record import RoundRecord
 from reports import figure_style as style
 from reports.figure_data import (
     Series,
@@ -249,7 +250,7 @@ def seconds_plot(lineup: Sequence[Series]) -> Plot | None:
     )
 
 
-def _seconds(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _seconds(rounds: Sequence[RoundRecord]) -> dict[str, float]:
     """Phase -> its seconds over all rounds; what no phase accounts for is `other`."""
     trained = [record for record in rounds if record["round"] > 0]
     found: dict[str, float] = {}

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from journal.record import value_of
 from journal.results import Run
 from reports import figure_style as style
 from reports.figure_data import (
@@ -88,7 +89,7 @@ def _known(*lines: Mapping[int, float]) -> list[float]:
 
 def _with_gaps(run: Run) -> dict[int, float]:
     """Round -> the mean; not-a-number, a gap in the line, where the server cannot know it."""
-    unknown = [int(r["round"]) for r in run.rounds if MEAN in r and r[MEAN] is None]
+    unknown = [int(r["round"]) for r in run.rounds if MEAN in r and value_of(r, MEAN) is None]
     return by_round(run, MEAN) | dict.fromkeys(unknown, math.nan)
 
 

@@ -1,12 +1,13 @@
 """Figures over rounds: quality, aggregation noise, effective rank."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from core.errors import listing
+from journal.record import ACCURACY, LOSS, MACRO_F1, METRICS, OWN_LOSS, RoundRecord, value_of
 from journal.results import Run
 from reports import figure_style as style
 from reports.figure_data import (
@@ -24,26 +25,24 @@ from reports.figure_data import (
 from reports.figure_style import Plot
 
 ROUNDS, BYTES, SECONDS = "rounds", "bytes", "seconds"
-METRICS = {
-    "held_out_loss": ("Held-out loss", "loss", "nats per target"),
-    "held_out_accuracy": ("Held-out accuracy", "accuracy", "share of examples"),
-    "held_out_macro_f1": ("Held-out macro-F1", "macro-f1", "mean over classes"),
-    "client_held_out_loss": ("The clients' own held-out loss", "client-loss", "nats per target"),
-    "loss_before_aggregation": ("Loss before aggregation", "loss-before", "nats per target"),
+DRAWN = {
+    LOSS: ("Held-out loss", "loss"),
+    ACCURACY: ("Held-out accuracy", "accuracy"),
+    MACRO_F1: ("Held-out macro-F1", "macro-f1"),
+    OWN_LOSS: ("The clients' own held-out loss", "client-loss"),
+    "loss_before_aggregation": ("Loss before aggregation", "loss-before"),
 }
-GLOBAL = ("held_out_loss", "held_out_accuracy", "held_out_macro_f1")
+"""Metric -> the title of its figure, and the name of its files."""
+GLOBAL = (LOSS, ACCURACY, MACRO_F1)
 """Metrics of the global model."""
 EXPECTED = {
-    "held_out_loss": "Loss of the global model on the examples that no client trains on; lower is "
-    "better.",
-    "held_out_accuracy": "Accuracy of the global model on the examples that no client trains on; "
-    "higher is better.",
-    "held_out_macro_f1": "F1 of each class, averaged over classes, on the examples that no client "
-    "trains on; higher is better.",
+    LOSS: "Loss of the global model on the examples that no client trains on",
+    ACCURACY: "Accuracy of the global model on the examples that no client trains on",
+    MACRO_F1: "F1 of each class, averaged over classes, on the examples that no client trains on",
+    OWN_LOSS: "Loss on what each client holds out of its own data, methods with personal models "
+    "included",
     "loss_before_aggregation": "Mean loss, by p_k, of the clients' models as they came back, on "
-    "the examples that no client trains on; the held-out loss is that after aggregation.",
-    "client_held_out_loss": "Loss on what each client holds out of its own data, methods with "
-    "personal models included; lower is better.",
+    "the examples that no client trains on, where the held-out loss is that after aggregation",
 }
 ABSCISSAS = {
     ROUNDS: ("round (0 is the base model)", "over rounds", ""),
@@ -62,7 +61,8 @@ ABSCISSAS = {
 
 def quality_plot(lineup: Sequence[Series], key: str, x: str) -> Plot | None:
     """A metric of the model over rounds, bytes or seconds."""
-    title, name, unit = METRICS[key]
+    title, name = DRAWN[key]
+    unit = METRICS[key].unit
     axis_label, over, explained = ABSCISSAS[x]
     figure = style.new_figure()
     axes = figure.subplots()
@@ -99,7 +99,7 @@ def quality_plot(lineup: Sequence[Series], key: str, x: str) -> Plot | None:
         name=f"{name}-{x}",
         title=f"{title} {over}",
         caption=sentences(
-            EXPECTED[key],
+            f"{EXPECTED[key]}; {METRICS[key].which_is_better}.",
             explained,
             _bands(lineup),
             _levels(lineup, key),
@@ -221,9 +221,10 @@ def _over_rounds(
     return found, rows
 
 
-def _known(record: Mapping[str, Any], key: str) -> float | None:
+def _known(record: RoundRecord, key: str) -> float | None:
     """A number; not-a-number, a gap in the line, where the server cannot know it."""
-    return math.nan if key in record and record[key] is None else number(record.get(key))
+    value = value_of(record, key)
+    return math.nan if key in record and value is None else number(value)
 
 
 def noise_plot(lineup: Sequence[Series]) -> Plot | None:

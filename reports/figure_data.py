@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import listing
+from journal.record import RoundRecord
 from journal.results import CENTRAL, LOCAL, REFERENCES, Run
 from reports.figure_style import HUES, REFERENCE
 from strategies.registry import STRATEGIES, make_strategy
@@ -158,7 +159,7 @@ def curve(points: Sequence[Mapping[int, tuple[float, float]]]) -> Curve | None:
     )
 
 
-def last_with(run: Run, key: str) -> Mapping[str, Any] | None:
+def last_with(run: Run, key: str) -> RoundRecord | None:
     """The newest record after any training that has something under this key."""
     trained = [record for record in run.rounds if record["round"] > 0]
     return next((record for record in reversed(trained) if record.get(key)), None)
@@ -174,7 +175,7 @@ def first_clients(run: Run, key: str) -> dict[str, float]:
     return _of_clients(next((r for r in run.rounds if r["round"] == 0), None), key)
 
 
-def _of_clients(record: Mapping[str, Any] | None, key: str) -> dict[str, float]:
+def _of_clients(record: RoundRecord | None, key: str) -> dict[str, float]:
     found = {}
     for client in (record or {}).get("client_held_out") or []:
         value = number(client.get(key))
@@ -254,7 +255,7 @@ def not_known(lineup: Sequence[Series], key: str) -> str:
     return f"Not known to the server, and so not drawn: {listing(named, limit=8)}." if named else ""
 
 
-def _is_null(record: Mapping[str, Any], key: str) -> bool:
+def _is_null(record: RoundRecord, key: str) -> bool:
     value = record.get(key, 0)
     return value is None or (isinstance(value, Mapping) and None in value.values())
 

@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from journal.record import RoundRecord, value_of
 from reports import figure_style as style
 from reports.figure_data import (
     Series,
@@ -54,7 +55,7 @@ def module_map(lineup: Sequence[Series], key: str) -> Plot | None:
                 continue
             values = {
                 str(name): value
-                for name, raw in (record.get(key) or {}).items()
+                for name, raw in (value_of(record, key) or {}).items()
                 if (value := number(raw)) is not None
             }
             rows += [
@@ -185,7 +186,7 @@ def similarity_plot(lineup: Sequence[Series]) -> Plot | None:
     )
 
 
-def _square(record: Mapping[str, Any] | None) -> npt.NDArray[np.float64] | None:
+def _square(record: RoundRecord | None) -> npt.NDArray[np.float64] | None:
     """The matrix of cosines; None where there is none, or nothing beside its diagonal."""
     try:
         matrix = np.array((record or {}).get("cosine") or [], np.float64)

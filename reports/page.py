@@ -17,7 +17,8 @@ from markupsafe import Markup, escape
 from core.errors import BouquetError, listing
 from core.files import write_durably
 from core.units import counted
-from journal.results import LOSS, Run, summary_rows
+from journal.record import LOSS
+from journal.results import Run, summary_rows
 from reports.figure_data import MARKERS, Series, line_up, noise_as_before, nowhere_drawn
 from reports.figure_style import HUES, PHASES, Plot, inline_svg, styled, write_png
 from reports.figures import SECTIONS, all_plots

@@ -4,19 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from core.units import human_bytes
-from journal.results import LOSS, Spread, SummaryRow
+from journal.record import ACCURACY, LOSS, MACRO_F1, METRICS, NEITHER, OWN_ACCURACY, OWN_LOSS
+from journal.results import Spread, SummaryRow
 from reports.figure_data import Series, number
-from reports.page_verdict import (
-    ACCURACY,
-    EVALUATED,
-    MACRO_F1,
-    OWN_ACCURACY,
-    OWN_LOSS,
-    base_metrics,
-    federated,
-    headline_of,
-    told_apart,
-)
+from reports.page_verdict import EVALUATED, base_metrics, federated, headline_of, told_apart
 
 
 @dataclass(frozen=True)
@@ -26,9 +17,12 @@ class Column:
     key: str
     heading: str
     write: Callable[[float], str]
-    better: float = 0.0
-    """1: lower is better; -1: higher; 0: neither is marked."""
     about: str = ""
+
+    @property
+    def better(self) -> float:
+        """1: lower is better; -1: higher; 0: neither is marked."""
+        return METRICS[self.key].better if self.key in METRICS else NEITHER
 
 
 @dataclass(frozen=True)
@@ -88,32 +82,30 @@ OWN = "what clients hold out of their own data"
 DEVIATION = "Standard deviation over clients, each counting once"
 RATE = "learning_rate"
 COLUMNS = (
-    Column(RATE, "rate", _rate, 0.0, "The learning rate that --tune-rates chose"),
-    Column(ACCURACY, "accuracy", _share, -1.0, "Of the global model on held-out examples"),
-    Column(MACRO_F1, "macro-F1", _share, -1.0, "Mean over classes"),
-    Column(LOSS, "held-out loss", _loss, 1.0, "Of the global model, nats per target"),
-    Column("change", "from base", _signed, 0.0, "The loss less that of the base model"),
+    Column(RATE, "rate", _rate, "The learning rate that --tune-rates chose"),
+    Column(ACCURACY, "accuracy", _share, "Of the global model on held-out examples"),
+    Column(MACRO_F1, "macro-F1", _share, "Mean over classes"),
+    Column(LOSS, "held-out loss", _loss, "Of the global model, nats per target"),
+    Column("change", "from base", _signed, "The loss less that of the base model"),
     Column(
         "mean_change_norm",
         "size of change",
         _digits,
-        0.0,
         "Norm of what a client's training changes in a round, mean over clients and rounds",
     ),
-    Column(OWN_ACCURACY, "clients' mean", _share, -1.0, f"Accuracy on {OWN}, each counting once"),
-    Column("worst_client_accuracy", "worst client", _share, -1.0, f"Least accuracy on {OWN}"),
-    Column("client_accuracy_deviation", "between clients", _share, 0.0, DEVIATION),
-    Column(OWN_LOSS, "clients' mean", _loss, 1.0, f"Loss on {OWN}, weighted by tokens"),
-    Column("worst_client_loss", "worst client", _loss, 1.0, f"Largest loss on {OWN}"),
-    Column("client_loss_deviation", "between clients", _share, 0.0, DEVIATION),
-    Column("bytes_up", "up", human_bytes, 1.0, "All clients, all rounds"),
-    Column("bytes_down", "down", human_bytes, 1.0, "All clients, all rounds"),
-    Column("seconds", "seconds", seconds, 0.0, "All rounds"),
+    Column(OWN_ACCURACY, "clients' mean", _share, f"Accuracy on {OWN}, each counting once"),
+    Column("worst_client_accuracy", "worst client", _share, f"Least accuracy on {OWN}"),
+    Column("client_accuracy_deviation", "between clients", _share, DEVIATION),
+    Column(OWN_LOSS, "clients' mean", _loss, f"Loss on {OWN}, weighted by tokens"),
+    Column("worst_client_loss", "worst client", _loss, f"Largest loss on {OWN}"),
+    Column("client_loss_deviation", "between clients", _share, DEVIATION),
+    Column("bytes_up", "up", human_bytes, "All clients, all rounds"),
+    Column("bytes_down", "down", human_bytes, "All clients, all rounds"),
+    Column("seconds", "seconds", seconds, "All rounds"),
     Column(
         "aggregation_noise",
         "noise",
         _noise,
-        0.0,
         "Aggregation noise of the last round, relative to its change",
     ),
 )

@@ -6,23 +6,19 @@ from collections.abc import Mapping, Sequence
 
 from core.errors import listing
 from core.units import counted, human_bytes
-from journal.results import LOSS, Run, Spread, SummaryRow, headline_metric
+from journal.record import ACCURACY, LOSS, MACRO_F1, METRICS, OWN_ACCURACY, OWN_LOSS
+from journal.results import Run, Spread, SummaryRow, headline_metric
 from reports.figure_data import Series, number
 
-ACCURACY, MACRO_F1 = "held_out_accuracy", "held_out_macro_f1"
-OWN_LOSS, OWN_ACCURACY = "client_held_out_loss", "client_accuracy_mean"
 EVALUATED = (ACCURACY, MACRO_F1, LOSS)
-HEADLINES = {
-    LOSS: ("held-out loss", "lowest", 1.0),
-    ACCURACY: ("held-out accuracy", "highest", -1.0),
-    OWN_LOSS: ("mean loss, by tokens, on the clients' own held-out examples", "lowest", 1.0),
-    OWN_ACCURACY: (
-        "mean accuracy, each client counting once, on the clients' own held-out examples",
-        "highest",
-        -1.0,
-    ),
+WORDS = {
+    LOSS: "held-out loss",
+    ACCURACY: "held-out accuracy",
+    OWN_LOSS: "mean loss, by tokens, on the clients' own held-out examples",
+    OWN_ACCURACY: "mean accuracy, each client counting once, on the clients' own held-out examples",
 }
-"""Metric -> its words, what its best value is called, and 1 where less is better."""
+HEADLINES = {key: (words, METRICS[key].best, METRICS[key].better) for key, words in WORDS.items()}
+"""Metric -> its words in a sentence, what its best value is called, and 1 where less is better."""
 VISIBLE = 5e-5
 """Gaps below this are 0 in the digits that are shown."""
 LONGEST_REASON = 220

@@ -6,7 +6,7 @@ coordinator without base weights sets it to false and lets the clients evaluate.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Message
@@ -15,6 +15,7 @@ from adapters.adapter import Adapter, Delta
 from adapters.algebra import beyond, stack
 from adapters.head import Head
 from core.errors import ReplyError
+from journal.record import EvaluationRecord, RoundRecord
 from server.admission import Rejection, Reply, open_reply, read_metrics, rejection
 from server.answer import EVALUATE_RECORDS
 from server.broadcast import Asked
@@ -41,11 +42,13 @@ def with_labels(settings: RunSettings, told: Sequence[str] = ()) -> RunSettings:
     return replace(settings, data=replace(settings.data, labels=as_list(labels)))
 
 
-def evaluate_on_server(model: GlobalModel, settings: RunSettings) -> dict[str, Any]:
+def evaluate_on_server(model: GlobalModel, settings: RunSettings) -> RoundRecord:
     """Loss on the global held-out part, which no client trains on, and the task's metrics."""
     result = _evaluate_here(settings, model.merged, model.start, model.head)
     found = {"held_out_loss": result.loss, "held_out_tokens": result.tokens}
-    return found | {f"held_out_{name}": value for name, value in result.metrics.items()}
+    return cast(
+        RoundRecord, found | {f"held_out_{name}": value for name, value in result.metrics.items()}
+    )
 
 
 def evaluate_trained(
@@ -54,7 +57,7 @@ def evaluate_trained(
     updates: Sequence[Update],
     freezes_tail: bool,
     settings: RunSettings,
-) -> dict[str, Any]:
+) -> RoundRecord:
     """Each client's model as it came back, on the global held-out part: before aggregation.
 
     freezes_tail: what lies beyond a client's rank in the start is part of its model.
@@ -93,14 +96,14 @@ def _evaluate_here(
 
 def evaluate_on_clients(
     answers: Sequence[Message], cohort: Sequence[Asked], server_round: int, base: str
-) -> tuple[dict[str, Any], list[Rejection]]:
+) -> tuple[RoundRecord, list[Rejection]]:
     """Each client's loss on its own held-out part, of the model that it would use.
 
     The mean is weighted by tokens; worst and spread (standard deviation) count every client once.
     """
     names = {asked.member.node_id: asked.member.name for asked in cohort}
     data = {asked.member.name: asked.member.data for asked in cohort}
-    heard: dict[str, dict[str, Any]] = {}
+    heard: dict[str, EvaluationRecord] = {}
     rejected = []
     for reply in sorted(answers, key=lambda r: names.get(r.metadata.src_node_id, "")):
         name = names.get(reply.metadata.src_node_id)
@@ -118,7 +121,7 @@ def evaluate_on_clients(
     silent = [name for name in names.values() if name not in heard]
     told = {rejection.client for rejection in rejected}
     rejected += [Rejection(n, "evaluation: no reply in time") for n in silent if n not in told]
-    result: dict[str, Any] = {"client_held_out": list(heard.values())}
+    result: RoundRecord = {"client_held_out": list(heard.values())}
     if heard:
         tokens = [entry["tokens"] for entry in heard.values()]
         losses = [entry["loss"] for entry in heard.values()]
@@ -128,11 +131,12 @@ def evaluate_on_clients(
     return result, rejected
 
 
-def _heard(name: str, metrics: Mapping[str, float]) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+def _heard(name: str, metrics: Mapping[str, float]) -> EvaluationRecord:
+    entry: EvaluationRecord = {
         "client": name,
         "loss": metrics["loss"],
         "tokens": int(metrics["tokens"]),
         "examples": int(metrics.get("num-examples", 0)),
     }
-    return entry | {m.replace("-", "_"): metrics[m] for m in METRICS if m in metrics}
+    of_task = {m.replace("-", "_"): metrics[m] for m in METRICS if m in metrics}
+    return {**entry, **cast(EvaluationRecord, of_task)}

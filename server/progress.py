@@ -1,13 +1,14 @@
 """What a run tells whoever watches it: a display in simulation, the log elsewhere."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from core.events import log, log_to_stdout, logfmt
 from journal.going_on import advised, by_flower
+from journal.record import RoundRecord, value_of
 from server.admission import Rejection
 from server.member import Member
 from server.roster import Roster
@@ -45,7 +46,7 @@ class RunObserver(Protocol):
         """The server itself works: aggregating, evaluating, saving."""
         return
 
-    def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
+    def round_finished(self, record: RoundRecord, rejected: list[Rejection]) -> None:
         """A round is committed; `record` is its line in rounds.jsonl."""
         return
 
@@ -98,7 +99,7 @@ class LogObserver(RunObserver):
         """Say what the server does."""
         log.debug(logfmt("phase", name=phase))
 
-    def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
+    def round_finished(self, record: RoundRecord, rejected: list[Rejection]) -> None:
         """Who was excluded, who counted, and the round's numbers."""
         number = record["round"]
         for rejection in rejected:
@@ -107,7 +108,7 @@ class LogObserver(RunObserver):
             )
         for client in record.get("clients", []):
             shown = ("client", "rank", "weight", "loss", "train_seconds", "bytes_up", "bytes_down")
-            log.info(logfmt("counted", round=number, **{name: client[name] for name in shown}))
+            log.info(logfmt("counted", round=number, **{n: value_of(client, n) for n in shown}))
         plain = {n: v for n, v in record.items() if isinstance(v, int | float | str)}
         log.info(logfmt("round", **plain))
 

@@ -10,9 +10,9 @@ bytes as one that was never interrupted.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from flwr.app import ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
@@ -21,6 +21,7 @@ from adapters.adapter import draw
 from adapters.algebra import balanced_at
 from adapters.peft_files import PeftAdapter
 from core.errors import BouquetError, ReplyError, listing
+from journal.record import RoundRecord
 from journal.run_folder import RunFolder, open_run_folder, refuse_other_data
 from journal.state import ServerState
 from server.admission import Admitted, Rejection, admit_replies, reply_bytes
@@ -40,7 +41,7 @@ from server.roster import Kind, Roster, Rules
 from server.sampling import cohort_size, sample_cohort
 from server.start_adapter import keep_start_adapter, read_start_adapter, with_adapter
 from server.status_file import StatusFile
-from server.telemetry import base_record, round_record
+from server.telemetry import base_record, failures_of, round_record
 from server.waiting import COMING_BACK, Waiting
 from settings.run import RunSettings
 from settings.seeds import derive_seed, start_seed
@@ -167,10 +168,9 @@ def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
     state = replace(state, model=replace(model, merged=merged, increment=None), pieces=pieces)
     began = time.perf_counter()
     held_out, unheard = _evaluate(run, state, roster.members)
-    record = base_record(held_out, roster) | {
-        "evaluation_failures": [asdict(rejection) for rejection in unheard],
-        "evaluate_seconds": time.perf_counter() - began,
-    }
+    record = base_record(held_out, roster)
+    record["evaluation_failures"] = failures_of(unheard)
+    record["evaluate_seconds"] = time.perf_counter() - began
     state = replace(state, log_bytes=run.folder.append(record))
     run.folder.save(state)
     run.observer.round_finished(record, unheard)
@@ -232,10 +232,10 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
             busy = {*admitted.spare, *(rejection.client for rejection in rejected)}
             held_out, unheard = _evaluate(run, after, [m for m in present if m.name not in busy])
             record |= held_out
-            record["evaluation_failures"] = [asdict(rejection) for rejection in unheard]
+            record["evaluation_failures"] = failures_of(unheard)
             rejected += unheard
     record |= {"spare": admitted.spare, "strays": dict(run.mailbox.strays)}
-    record |= seconds | {"seconds": time.perf_counter() - began}
+    record |= cast(RoundRecord, seconds | {"seconds": time.perf_counter() - began})
     run.observer.phase_started("saving")
     data = run.attendance.roster.data
     after = replace(after, log_bytes=run.folder.append(record), data=data)
@@ -396,14 +396,14 @@ def _too_few(admitted: Admitted, needed: int, server_round: int) -> BouquetError
 
 def _evaluate(
     run: Run, state: ServerState, members: list[Member]
-) -> tuple[dict[str, Any], list[Rejection]]:
+) -> tuple[RoundRecord, list[Rejection]]:
     """The global model's losses, on the server and on these clients, as the settings ask.
 
     Where clients have models of their own, the server evaluates the base alone, and they evaluate
     in any case.
     """
     settings, strategy, model = run.settings, run.strategy, state.model
-    held_out: dict[str, Any] = {}
+    held_out: RoundRecord = {}
     rejected: list[Rejection] = []
     own = has_own_models(settings, strategy)
     if settings.evaluate.server and (state.round == 0 or not own):
@@ -426,7 +426,8 @@ def _evaluate(
             list(_noting_holdings(run, answers)), asked, state.round, state.base
         )
         bytes_down = sum(sent.bytes_for(each.member) for each in asked)
-        held_out |= found | {"evaluate_bytes_down": bytes_down}
+        held_out |= found
+        held_out["evaluate_bytes_down"] = bytes_down
     return held_out, rejected
 
 

@@ -7,11 +7,10 @@ present, and a run goes on without it.
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from core.errors import UsageError, quoted
 from core.events import log, logfmt
@@ -23,7 +22,7 @@ from journal.live_status import (
     LiveStatus,
     read_live_status,
 )
-from journal.run_folder import read_records
+from journal.record import FILE, LOSS, OWN_LOSS, RoundRecord, read_rounds, value_of
 from server.admission import Rejection
 from server.member import Member
 from server.progress import RunObserver
@@ -128,7 +127,7 @@ class StatusFile(RunObserver):
         self._phase(phase)
         self._behind.phase_started(phase)
 
-    def round_finished(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
+    def round_finished(self, record: RoundRecord, rejected: list[Rejection]) -> None:
         """What the round brought: for each site, and in all."""
         self._count(record, rejected)
         self._phase("between rounds")
@@ -158,7 +157,7 @@ class StatusFile(RunObserver):
         except UsageError as error:
             log.warning(logfmt("status-begun-anew", reason=error))
             before = None
-        for record in read_records(self._folder / "rounds.jsonl"):
+        for record in read_rounds(self._folder / FILE):
             failed = record.get("failures", []) + record.get("evaluation_failures", [])
             self._count(record, [Rejection(each["client"], each["reason"]) for each in failed])
         self.status.lost_messages, self.status.expected_end = 0, None
@@ -188,18 +187,16 @@ class StatusFile(RunObserver):
             if name not in roster.ranks:  # else what it said before stands, and it takes part
                 site.state = "left out"
 
-    def _count(self, record: Mapping[str, Any], rejected: list[Rejection]) -> None:
+    def _count(self, record: RoundRecord, rejected: list[Rejection]) -> None:
         status, now = self.status, _now()
         status.round = status.rounds_done = int(record["round"])
-        for loss in ("held_out_loss", "client_held_out_loss"):
-            if record.get(loss) is not None:
-                status.loss = record[loss]
-                break
+        losses = (value_of(record, key) for key in (LOSS, OWN_LOSS))
+        status.loss = next((loss for loss in losses if loss is not None), status.loss)
         prefix = "held_out_"
         status.metrics |= {
-            name.removeprefix(prefix): value
-            for name, value in record.items()
-            if name.startswith(prefix) and name not in ("held_out_loss", "held_out_tokens")
+            name.removeprefix(prefix): value_of(record, name)
+            for name in record
+            if name.startswith(prefix) and name not in (LOSS, "held_out_tokens")
         }
         status.lost_messages = dict(record.get("strays", {})).get("lost", status.lost_messages)
         for client in record.get("clients", []):

@@ -7,12 +7,12 @@ its B, is null.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from adapters.adapter import Adapter
 from adapters.algebra import beyond, module_norms, total_norm
+from journal.record import ClientRecord, FailureRecord, Present, RoundRecord
 from server.admission import Rejection, Reply
 from server.broadcast import Asked, Broadcast, broadcast_error
 from server.changes import Changes, compared, cosines
@@ -32,7 +32,7 @@ def round_record(
     changes: Changes,
     rejected: Sequence[Rejection],
     seed: int = 0,
-) -> dict[str, Any]:
+) -> RoundRecord:
     """Losses, bytes, noise and ranks of a round, and each client's share in it.
 
     asked: all who were sent the model, whether they answered or not.
@@ -82,20 +82,25 @@ def round_record(
             }
             for k, (reply, update) in enumerate(zip(replies, updates, strict=False))
         ],
-        "failures": [{"client": r.client, "reason": r.reason} for r in rejected],
+        "failures": failures_of(rejected),
         **(_similarity(changes, [reply.member.name for reply in replies], seed) if known else {}),
         "module_noise": found.modules if found else None,
         "module_distribution_noise": _mean_of_modules(replies, updates, missed) if found else None,
     }
 
 
-def _seen(reply: Reply) -> dict[str, int]:
+def failures_of(rejected: Sequence[Rejection]) -> list[FailureRecord]:
+    """Rejections as they are recorded."""
+    return [{"client": each.client, "reason": each.reason} for each in rejected]
+
+
+def _seen(reply: Reply) -> ClientRecord:
     """Examples trained on, where the client counted them; an earlier Bouquet's did not."""
     seen = reply.metrics.get("examples-seen")
     return {} if seen is None else {"examples_seen": int(seen)}
 
 
-def _similarity(changes: Changes, names: Sequence[str], seed: int) -> dict[str, Any]:
+def _similarity(changes: Changes, names: Sequence[str], seed: int) -> RoundRecord:
     """The cosines between any two clients' changes; of many clients, between those of a sample."""
     chosen = compared(len(names), seed)
     if chosen is None:
@@ -170,12 +175,12 @@ def _rank(model: GlobalModel) -> int:
     )
 
 
-def base_record(held_out: Mapping[str, Any], roster: Roster) -> dict[str, Any]:
+def base_record(held_out: RoundRecord, roster: Roster) -> RoundRecord:
     """The line of round 0: the base model before any training, and who was there to begin with.
 
     The largest rank among them is that of the run's first factors.
     """
-    present = [
+    present: list[Present] = [
         {"client": m.name, "rank": m.rank, "num_examples": m.num_examples} for m in roster.members
     ]
     return {"round": 0, **held_out, "base": roster.base, "present": present}

@@ -7,7 +7,7 @@ one run of one schedule. Its held-out loss is that of the same held-out part.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from adapters.adapter import draw
 from client.training import Trained, plan_steps, train
 from core.events import log, logfmt
+from journal.record import RoundRecord
 from journal.run_folder import RunFolder
 from server.sampling import sample_cohort
 from settings.run import RunSettings
@@ -53,12 +54,12 @@ def planned_steps(bench: Bench) -> int:
     )
 
 
-def play_central(bench: Bench, on_phase: Callable[[str], None]) -> dict[str, Any]:
+def play_central(bench: Bench, on_phase: Callable[[str], None]) -> RoundRecord:
     """The record of the last round: one adapter from everyone's data."""
     steps = planned_steps(bench)
     on_phase(f"one adapter on the pooled data, {steps} steps")
     trained = train_pooled(bench, steps)
-    record: dict[str, Any] = {
+    record: RoundRecord = {
         "train_loss": trained.loss,
         "train_tokens": trained.tokens,
         "train_steps": trained.steps,
@@ -73,7 +74,7 @@ def play_central(bench: Bench, on_phase: Callable[[str], None]) -> dict[str, Any
 
 
 def central_reference(
-    settings: RunSettings, rounds: Sequence[Mapping[str, Any]], folder: Path
+    settings: RunSettings, rounds: Sequence[RoundRecord], folder: Path
 ) -> dict[str, Any]:
     """The reference for this run, from central.json where it was already computed."""
     steps = sum(client["steps"] for record in rounds[1:] for client in record["clients"])

@@ -10,10 +10,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from core.errors import BouquetError, UsageError, nearest
-from journal.results import REFERENCES, read_rounds
+from journal.record import FILE, read_rounds
+from journal.results import REFERENCES
 from server.progress import RunObserver, observe_run
 from settings.keys import Value
 from settings.run import RunSettings, run_settings
@@ -132,7 +133,7 @@ class Runner:
             settings = self.settings(entry)
             self.observer.run_began(entry, settings)
             failure = self._attempt(entry, settings)
-            records = read_rounds(self.comparison.folder(entry) / "rounds.jsonl")
+            records = read_rounds(self.comparison.folder(entry) / FILE)
             metric, loss = final_loss(name, records)
             if failure is None and loss is None:
                 failure = "it has no finite held-out loss"
@@ -247,7 +248,7 @@ class Runner:
 
     def _bytes(self, entry: Entry) -> list[int]:
         """What each round of a run sent, up and down."""
-        records: list[dict[str, Any]] = read_rounds(self.comparison.folder(entry) / "rounds.jsonl")
+        records = read_rounds(self.comparison.folder(entry) / FILE)
         return [record["bytes_up"] + record["bytes_down"] for record in records[1:]]
 
 

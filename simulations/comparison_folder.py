@@ -17,7 +17,8 @@ from typing import Any
 from core.errors import BouquetError, UsageError
 from core.files import write_durably
 from journal.data_files import refuse_changed_data
-from journal.results import LOSS, Run, read_run
+from journal.record import LOSS
+from journal.results import Run, read_run
 from journal.run_folder import versions
 from settings.keys import Value
 from simulations.tuning import Trial, Tuning, tuning_seed

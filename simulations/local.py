@@ -8,10 +8,11 @@ samples only some clients.
 
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from adapters.adapter import Adapter, draw
 from client.training import Trained, train
+from journal.record import ClientRecord, EvaluationRecord, RoundRecord
 from settings.seeds import derive_seed
 from settings.site import client_name
 from simulations.references import Bench, client_metrics
@@ -44,14 +45,14 @@ def train_alone(bench: Bench, number: int) -> list[Trained]:
     return rounds
 
 
-def play_local(bench: Bench, on_phase: Callable[[str], None]) -> dict[str, Any]:
+def play_local(bench: Bench, on_phase: Callable[[str], None]) -> RoundRecord:
     """The record of the last round: every client alone, and the mean over clients.
 
     held_out_loss is the mean over clients, each counting once, of the loss on the global part;
     client_held_out is each client's own model on its own part.
     """
-    clients: list[dict[str, Any]] = []
-    own: list[dict[str, Any]] = []
+    clients: list[ClientRecord] = []
+    own: list[EvaluationRecord] = []
     for number, part in enumerate(bench.federation.parts):
         name = client_name(number)
         on_phase(f"{name} alone, {number + 1} of {bench.settings.clients.count}")
@@ -70,15 +71,17 @@ def play_local(bench: Bench, on_phase: Callable[[str], None]) -> dict[str, Any]:
                 "train_seconds": sum(trained.seconds for trained in rounds),
                 "bytes_up": 0,
                 "bytes_down": 0,
-                **bench.evaluate_globally(model),
+                **cast(ClientRecord, bench.evaluate_globally(model)),
             }
         )
     globally = [name for name in clients[0] if name.startswith("held_out_")]
     weights = [client["tokens"] for client in clients]
-    record: dict[str, Any] = {
-        "train_loss": statistics.fmean([client["loss"] for client in clients], weights),
+    record: RoundRecord = {
+        "train_loss": statistics.fmean([client["loss"] or 0.0 for client in clients], weights),
         "train_tokens": sum(weights),
         "clients": clients,
     }
-    record |= {name: statistics.fmean(client[name] for client in clients) for name in globally}
-    return record | client_metrics(own)
+    means = {
+        name: statistics.fmean(cast(Any, client)[name] for client in clients) for name in globally
+    }
+    return {**record, **cast(RoundRecord, means), **client_metrics(own)}

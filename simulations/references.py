@@ -6,15 +6,16 @@ the end as the last round. Nothing travels in it.
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from adapters.adapter import Adapter
 from adapters.head import Head
 from client.training import Trained
 from core.errors import UsageError
+from journal.record import EvaluationRecord, RoundRecord
 from journal.results import CENTRAL, LOCAL, REFERENCE_KEY
 from journal.run_folder import RunFolder
 from models.tuned_model import TunedModel, resident_model
@@ -53,23 +54,24 @@ class Bench:
         result = self.tuned.evaluate_global(self.merged, adapter, examples, head, tokens)
         return {"loss": result.loss, "tokens": result.tokens, **result.metrics}
 
-    def evaluate_globally(self, model: Trained | None) -> dict[str, Any]:
+    def evaluate_globally(self, model: Trained | None) -> RoundRecord:
         """Its metrics on the global held-out part, named as in rounds.jsonl."""
         if not self.held_out:
             return {}
         found = self.evaluate(model, self.held_out)
-        return {f"held_out_{name}": value for name, value in found.items()}
+        return cast(RoundRecord, {f"held_out_{name}": value for name, value in found.items()})
 
-    def evaluate_client(self, number: int, model: Trained | None) -> dict[str, Any]:
+    def evaluate_client(self, number: int, model: Trained | None) -> EvaluationRecord:
         """Its metrics on what this client holds out; {} where that is nothing."""
         part = self.federation.parts[number].held_out
         if not part:
             return {}
         examples = self.encode(part)
         found = self.evaluate(model, examples)
-        return {"client": client_name(number), "examples": len(examples), **found}
+        who: EvaluationRecord = {"client": client_name(number), "examples": len(examples)}
+        return {**who, **cast(EvaluationRecord, found)}
 
-    def evaluate_clients(self, model: Trained | None) -> dict[str, Any]:
+    def evaluate_clients(self, model: Trained | None) -> RoundRecord:
         """One model on what each client holds out, named as in rounds.jsonl."""
         numbers = range(len(self.federation.parts))
         return client_metrics([self.evaluate_client(number, model) for number in numbers])
@@ -100,9 +102,9 @@ def open_bench(settings: RunSettings) -> Bench:
     )
 
 
-def client_metrics(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def client_metrics(found: Sequence[EvaluationRecord]) -> RoundRecord:
     """What clients found on their own held-out parts, and its mean weighted by tokens."""
-    heard = [dict(each) for each in found if each]
+    heard = [each for each in found if each]
     if not heard:
         return {}
     tokens = sum(each["tokens"] for each in heard)
@@ -112,7 +114,7 @@ def client_metrics(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def run_reference(
     name: str, settings: RunSettings, on_phase: Callable[[str], None] = lambda phase: None
-) -> list[dict[str, Any]]:
+) -> list[RoundRecord]:
     """Compute a reference into settings.output, from the beginning; its records.
 
     on_phase: called with a few words before each part of the work.
@@ -129,13 +131,14 @@ def run_reference(
     on_phase("evaluating the base")
     began = time.perf_counter()
     bench = open_bench(settings)
-    base: dict[str, Any] = {"round": 0, **bench.evaluate_globally(None)}
+    base: RoundRecord = {"round": 0, **bench.evaluate_globally(None)}
     if settings.evaluate.clients:
         base |= bench.evaluate_clients(None)
     base["evaluate_seconds"] = time.perf_counter() - began
     folder.append(base)
     began = time.perf_counter()
-    end = {"round": settings.rounds, **play(bench, on_phase), "bytes_up": 0, "bytes_down": 0}
-    end |= {"failures": [], "seconds": time.perf_counter() - began}
+    end: RoundRecord = {"round": settings.rounds, **play(bench, on_phase)}
+    end |= {"bytes_up": 0, "bytes_down": 0, "failures": []}
+    end["seconds"] = time.perf_counter() - began
     folder.append(end)
     return folder.rounds()

@@ -6,12 +6,13 @@ at the lowest held-out loss is what all its reported runs use.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from core.errors import UsageError
-from journal.results import LOCAL, LOSS
+from journal.record import LOSS, RoundRecord, value_of
+from journal.results import LOCAL
 
 APART = 1_000_000
 """The tuning seed is so far from the first seed that no reported run has it."""
@@ -99,7 +100,7 @@ def tuning_seed(first: int) -> int:
     return first + APART if first + APART <= LARGEST_SEED else first - APART
 
 
-def final_loss(name: str, rounds: Sequence[Mapping[str, Any]]) -> tuple[str, float | None]:
+def final_loss(name: str, rounds: Sequence[RoundRecord]) -> tuple[str, float | None]:
     """The loss by which a run is judged, and its last value; None where that is no finite number.
 
     The clients' own held-out loss where each client has a model of its own (personal methods,
@@ -108,7 +109,8 @@ def final_loss(name: str, rounds: Sequence[Mapping[str, Any]]) -> tuple[str, flo
     found: dict[str, float] = {}
     for record in rounds:
         if record["round"] > 0:
-            found |= {key: record[key] for key in (LOSS, OWN_LOSS) if record.get(key) is not None}
+            values = {key: value_of(record, key) for key in (LOSS, OWN_LOSS)}
+            found |= {key: value for key, value in values.items() if value is not None}
     metric = OWN_LOSS if OWN_LOSS in found and (name == LOCAL or LOSS not in found) else LOSS
     loss = found.get(metric, math.nan)
     return metric, loss if math.isfinite(loss) else None

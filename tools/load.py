@@ -28,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from journal.record import FILE, read_rounds
 from tools.load_summary import Outcome, growth, table
 from tools.rehearsal.loopback import ENDS_WITH_US
 from tools.rehearsal.quick_client import loss_of
@@ -140,7 +141,7 @@ class Load:
         self.outcome.lost = sum(
             log.count(f"Failed to {what} message") for log in logs for what in ("send", "receive")
         )
-        played = whole_records(self._run)[1:]
+        played = read_rounds(self._run / FILE)[1:]
         self.outcome.seconds = [record["seconds"] for record in played]
         told = [
             client["loss"] == loss_of(client["client"], record["round"])
@@ -162,13 +163,6 @@ class Load:
         self.outcome.bytes_same = False
         check_same(self._run, reference)
         self.outcome.bytes_same = True
-
-
-def whole_records(run: Path) -> list[dict[str, Any]]:
-    """Of rounds.jsonl, but for a line that is being written."""
-    path = run / "rounds.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def sample(pid: int) -> dict[str, float]:

@@ -12,14 +12,15 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from journal.record import FILE, RoundRecord, read_rounds
+
 COLOURS = ["#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e"]
 
 
-def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+def read_run(folder: Path) -> tuple[list[RoundRecord], dict[str, Any] | None]:
     """The lines of rounds.jsonl, and central.json where there is one."""
-    lines = (folder / "rounds.jsonl").read_text().splitlines()
     central = folder / "central.json"
-    return [json.loads(line) for line in lines], (
+    return read_rounds(folder / FILE), (
         json.loads(central.read_text()) if central.exists() else None
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from journal.record import FILE, RoundRecord, read_rounds
 from journal.state import load_state
 from settings.keys import Value
 from tools.rehearsal.loopback import Loopback
@@ -41,9 +42,9 @@ def check_goes_on(before: tuple[int, bytes], after: tuple[int, bytes]) -> None:
         raise TornError(f"rounds up to {before[0]} were committed and are not the same any more")
 
 
-def records(run: Path) -> list[dict[str, Any]]:
+def records(run: Path) -> list[RoundRecord]:
     """Every line of rounds.jsonl."""
-    return [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    return read_rounds(run / FILE)
 
 
 def asked(run: Path) -> list[list[str]]:

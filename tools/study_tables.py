@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from journal.results import REFERENCES, read_rounds
+from journal.record import read_rounds
+from journal.results import REFERENCES
 from journal.run_folder import read_config
 from reports import figure_style as style
 from settings.run import run_settings

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,32 @@ def test_without_pandas_a_table_says_what_to_install(
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(bouquet.BouquetError, match=r"pip install 'bouquet\[notebook\]'"):
         _ = run.rounds
+
+
+def test_a_call_leaves_the_process_as_it_found_it(run: bouquet.Run) -> None:
+    import os
+
+    import torch
+    import transformers
+
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_info()
+    transformers.logging.enable_progress_bar()
+    random, environment = torch.get_rng_state(), dict(os.environ)
+    try:
+        run.model("cpu")
+        assert transformers.logging.get_verbosity() == transformers.logging.INFO
+        assert transformers.logging.is_progress_bar_enabled()
+        assert torch.equal(torch.get_rng_state(), random)
+        assert dict(os.environ) in (
+            environment,
+            {n: v for n, v in environment.items() if n != "OPENBLAS_NUM_THREADS"},
+        )
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+def test_calls_from_several_threads_wait_for_each_other(run: bouquet.Run) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: len(bouquet.open(run.folder).records), range(40)))
+    assert found == [2] * 40

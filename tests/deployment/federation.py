@@ -13,6 +13,7 @@ from typing import Any
 
 import tomli_w
 
+from deployment.trial import ROOMS
 from tests.deployment.page import Step, steps
 from tools.rehearsal.loopback import ROOT, Loopback, free_ports
 from tools.rehearsal.tiny_models import save_llama
@@ -27,7 +28,7 @@ SHORT: dict[str, Any] = {
     "local": {"batch-size": 4, "max-steps": 3, "precision": "float32"},
     "evaluate": {"clients": False},
 }
-IN_THE_BUNDLE = ("adapters", "settings", "strategies", "tasks", "client", "server")
+IN_THE_BUNDLE = ROOMS
 
 
 class Federation:

@@ -51,7 +51,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallFedera
     try:
         federation.start()
         federation.start_run("run", CONFIG)
-        federation.loopback.wait_for_end("run")
+        federation.loopback.wait_for_end("run", 600.0)  # a minute of it waits for a silent site
         yield federation
     finally:
         federation.loopback.stop()

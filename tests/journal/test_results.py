@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.errors import BouquetError, UsageError
+from core.errors import UsageError
 from journal.results import REFERENCE_KEY, Run, final_metrics, read_run, summary_rows, write_results
 from journal.run_folder import RunFolder
 from settings.run import run_settings
@@ -62,7 +62,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         read_run(tmp_path)
     (tmp_path / "config.toml").write_text('strategy.name = "flora"')
     (tmp_path / "rounds.jsonl").write_text("no json\n")
-    with pytest.raises(BouquetError, match="a line that is not JSON"):
+    with pytest.raises(UsageError, match="damaged: line 1 is not JSON"):
         read_run(tmp_path)
 
 

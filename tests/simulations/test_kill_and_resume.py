@@ -36,12 +36,12 @@ GAPS = {
         "else original(self, record))",
     ),
     "while writing the state": (
-        "core.files.write_durably",
+        "journal.state.write_durably",
         "lambda original: lambda path, data: (path.write_bytes(data[:99]), die()) "
         "if 'round-0002' in str(path) else original(path, data)",
     ),
     "after the state's rename": (
-        "core.files.flush_folder",
+        "journal.state.flush_folder",
         "lambda original: lambda folder: die() if (folder / 'round-0002').exists() "
         "else original(folder)",
     ),

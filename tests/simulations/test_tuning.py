@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from core.errors import UsageError
-from journal.results import read_rounds
+from journal.record import read_rounds
 from simulations.compare import Runner
 from simulations.comparison_folder import Comparison, load_comparison
 from simulations.tuning import Trial, Tuning, final_loss, parse_rates, tuning_seed
