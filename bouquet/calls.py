@@ -95,6 +95,7 @@ def compare(
         _path(output),
         console_of(progress),
         rates,
+        lambda path: f"the same call, with output={str(path)!r}",
     )
     return Comparison(page.parent)
 

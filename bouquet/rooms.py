@@ -17,7 +17,10 @@ from types import ModuleType
 _HERE = Path(__file__).resolve().parent
 HOME = _HERE / "app" if (_HERE / "app").is_dir() else _HERE.parent
 """The folder of the rooms."""
-ROOMS = frozenset(path.parent.name for path in HOME.glob("*/__init__.py")) - {"bouquet"}
+ROOMS = frozenset(path.parent.name for path in HOME.glob("*/__init__.py")) - {
+    "bouquet",
+    "benchmarks",
+}
 _ours: dict[str, ModuleType] = {}
 """The modules of the rooms, while they are not in `sys.modules`."""
 _depth = 0

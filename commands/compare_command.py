@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -108,7 +108,9 @@ def compare(
         )
     rates = parse_rates(tune_rates) if tune_rates else []
     names = choose_names(strategies, each_rank)
-    page = run_comparison(layers, names, seeds, equal_bytes, output, console, rates)
+    page = run_comparison(
+        layers, names, seeds, equal_bytes, output, console, rates, lambda path: _again(output, path)
+    )
     console.print(f"\neverything on one page: {page}", soft_wrap=True, markup=False)
     console.print(
         f"every number: {page.parent}/results.json, {page.parent}/results.csv", soft_wrap=True
@@ -136,10 +138,12 @@ def run_comparison(
     equal_bytes: bool,
     output: Path | None,
     console: Console,
-    rates: Sequence[float] = (),
+    rates: Sequence[float],
+    again: Callable[[Path], str],
 ) -> Path:
     """Prepare, tune, run all, and write the page, whose path it returns.
 
+    again: what is called to go on with the comparison in this folder, for who interrupts it.
     BouquetError where no run could be finished.
     """
     from commands.comparison_display import ComparisonDisplay, print_results
@@ -168,8 +172,7 @@ def run_comparison(
         with display.live():
             Runner(comparison, layers, display).play()
     except KeyboardInterrupt:
-        command = _going_on(output, path)
-        console.print(f"\nstopped; go on with: {command}", soft_wrap=True, markup=False)
+        console.print(f"\nstopped; go on with: {again(path)}", soft_wrap=True, markup=False)
         raise
     runs = list(comparison.runs())
     write_results(path, runs)
@@ -181,7 +184,7 @@ def run_comparison(
     return write_report(path, runs)
 
 
-def _going_on(output: Path | None, path: Path) -> str:
+def _again(output: Path | None, path: Path) -> str:
     """The command line that was given, with the folder to go on in."""
     where = [] if output is not None else ["--output", str(path)]
     return shlex.join(["bouquet", *sys.argv[1:], *where])

@@ -30,18 +30,8 @@ LINK = "trial"
 RUN = Path("runs", LINK)
 """Of the run's folder below the coordinator's."""
 TRIAL_FILE = "trial.toml"
-ROOMS = (
-    "core",
-    "adapters",
-    "settings",
-    "wire",
-    "strategies",
-    "tasks",
-    "models",
-    "journal",
-    "client",
-    "server",
-)
+HOME = Path(settings.__file__).resolve().parent.parent
+"""The folder of the rooms."""
 PATIENCE_SECONDS = 120.0
 """How long a part may take until it is up."""
 
@@ -193,14 +183,20 @@ def open_ports(wanted: Sequence[int]) -> list[int]:
             listener.close()
 
 
+def rooms_of_the_bundle() -> list[str]:
+    """The folders that `fab-include` of pyproject.toml names: the code that runs at the sites."""
+    tables = tomllib.loads((HOME / "pyproject.toml").read_text())
+    patterns = tables["tool"]["flwr"]["app"]["fab-include"]
+    return [pattern.partition("/")[0] for pattern in patterns if "/" in pattern]
+
+
 def _write_app(app: Path) -> None:
     """What `flwr run` makes the bundle of; from a checkout and from an installed package alike."""
-    home = Path(settings.__file__).resolve().parent.parent
     ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
-    for room in ROOMS:
-        shutil.copytree(home / room, app / room, ignore=ignored)
+    for room in rooms_of_the_bundle():
+        shutil.copytree(HOME / room, app / room, ignore=ignored)
     for name in ("pyproject.toml", "LICENSE"):
-        shutil.copy(home / name, app / name)
+        shutil.copy(HOME / name, app / name)
 
 
 def _environment(sites: int) -> dict[str, str]:

@@ -12,8 +12,8 @@ from reports.figure_data import Series, number
 
 EVALUATED = (ACCURACY, MACRO_F1, LOSS)
 WORDS = {
-    LOSS: "held-out loss",
-    ACCURACY: "held-out accuracy",
+    LOSS: METRICS[LOSS].words,
+    ACCURACY: METRICS[ACCURACY].words,
     OWN_LOSS: "mean loss, by tokens, on the clients' own held-out examples",
     OWN_ACCURACY: "mean accuracy, each client counting once, on the clients' own held-out examples",
 }

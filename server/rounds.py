@@ -251,7 +251,8 @@ def _train(
 ) -> tuple[list[Asked], Broadcast, Admitted]:
     """Sample, send, and take what comes in time: who was asked what, and what of it counts.
 
-    Where too few replies are usable, as many others are asked instead, until the deadline.
+    Where too few replies are usable, as many others are asked instead, with a deadline of their
+    own, until nobody is left.
     """
     settings, clients, server_round = run.settings, run.settings.clients, state.round + 1
     cohort = sample_cohort(
@@ -302,7 +303,8 @@ def _others(
 ) -> list[Member]:
     """So many members that were not asked yet, or as many as there are; nobody if all were.
 
-    Where too few are connected, it waits for the others until the deadline.
+    Where too few are connected, it waits for the others, until clients.timeout-seconds after the
+    round began.
     """
     timeout = run.settings.clients.timeout_seconds
     failed = {member.name for member in asked}

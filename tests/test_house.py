@@ -106,7 +106,7 @@ def test_every_room_is_built_into_wheel_bundle_and_checks() -> None:
     bundle = {f"{room}/**/*.py" for room in ARROWS["client"][0] | ARROWS["server"][0]}
     bundle |= {"client/**/*.py", "server/**/*.py", "LICENSE"}
     assert set(tables["flwr"]["app"]["fab-include"]) == bundle
-    assert {f"{room}/**/*.py" for room in trial.ROOMS} | {"LICENSE"} == bundle
+    assert {f"{room}/**/*.py" for room in trial.rooms_of_the_bundle()} | {"LICENSE"} == bundle
 
 
 def test_every_room_says_what_it_is() -> None:

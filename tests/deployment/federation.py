@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from deployment.trial import ROOMS
+from deployment.trial import rooms_of_the_bundle
 from tests.deployment.page import Step, steps
 from tools.rehearsal.loopback import ROOT, Loopback, free_ports
 from tools.rehearsal.tiny_models import save_llama
@@ -28,7 +28,6 @@ SHORT: dict[str, Any] = {
     "local": {"batch-size": 4, "max-steps": 3, "precision": "float32"},
     "evaluate": {"clients": False},
 }
-IN_THE_BUNDLE = ROOMS
 
 
 class Federation:
@@ -116,7 +115,7 @@ class Federation:
 def _copy_project(target: Path) -> Path:
     """The project's folder without weights and history: deployments are made inside it."""
     target.mkdir()
-    for room in IN_THE_BUNDLE:
+    for room in rooms_of_the_bundle():
         ignored = shutil.ignore_patterns("*.safetensors", "__pycache__")
         shutil.copytree(ROOT / room, target / room, ignore=ignored)
     for file in ("pyproject.toml", "LICENSE", ".gitignore"):

@@ -25,7 +25,7 @@ from client.app import app as client_app
 from deployment.connection_checks import check_connection
 from deployment.findings import Verdict
 from deployment.site_file import read_site
-from deployment.trial import ROOMS
+from deployment.trial import rooms_of_the_bundle
 from journal.state import load_state
 from server.app import app as server_app
 from settings.keys import Value, flatten, flatten_tables
@@ -220,7 +220,7 @@ def test_no_secret_is_in_the_bundle_though_the_deployment_lies_in_the_project(
     (federation.project / "trial" / "coordinator" / "notes.md").write_text("secret")
     bundle = zipfile.ZipFile(BytesIO(build_fab_from_disk(federation.project)))
     roots = {name.partition("/")[0] for name in bundle.namelist()}
-    rooms = {*ROOMS}
+    rooms = {*rooms_of_the_bundle()}
     assert roots == rooms | {"pyproject.toml", "LICENSE", ".info"}
     assert not [n for n in bundle.namelist() if n.partition("/")[0] in rooms and n[-3:] != ".py"]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import hatch_build
 import settings.run
 from settings.keys import flatten, flatten_tables, parse, walk
 from settings.run import (
@@ -19,20 +20,7 @@ from settings.run import (
 )
 
 ROOT = Path(settings.run.__file__).resolve().parent.parent
-ROOMS = (
-    "settings",
-    "wire",
-    "strategies",
-    "tasks",
-    "models",
-    "journal",
-    "client",
-    "server",
-    "deployment",
-    "simulations",
-    "reports",
-    "commands",
-)
+ROOMS = set(hatch_build.ROOMS) - {"core", "adapters"}
 KEYS = {name: (kind, rule) for name, kind, rule in walk(RunSettings)}
 
 
