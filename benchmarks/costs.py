@@ -26,7 +26,9 @@ from server.pieces import in_pieces
 from server.telemetry import round_record
 from strategies.registry import make_strategy
 from strategies.strategy import GlobalModel, Strategy, Updates
+from wire.messages import TrainMetrics
 from wire.pieces import Piece
+from wire.site_card import SiteCard
 
 Shapes = Mapping[str, tuple[int, int]]
 SMALL: Shapes = {f"layers.{k}.proj": (64, 64) for k in range(14)}
@@ -63,19 +65,20 @@ class Seconds:
         return self.aggregating + self.telemetry
 
 
-def reply(member: Member, start: Adapter | None, shapes: Shapes) -> Reply:
+def reply(asked: Asked, start: Adapter | None, shapes: Shapes) -> Reply:
     """What a client sends that trained from this start."""
-    rng = np.random.default_rng(member.number)
+    rng, rank = np.random.default_rng(asked.member.node_id), asked.rank
     modules = {}
     for name, (m, n) in shapes.items():
-        a = STEP * rng.standard_normal((member.rank, n), np.float32)
-        b = STEP * rng.standard_normal((m, member.rank), np.float32)
+        a = STEP * rng.standard_normal((rank, n), np.float32)
+        b = STEP * rng.standard_normal((m, rank), np.float32)
         if start is not None:
             f = start[name]
-            a[: f.rank] += f.a[: member.rank]
-            b[:, : f.rank] += f.b[:, : member.rank] * np.float32(f.scale)
+            a[: f.rank] += f.a[:rank]
+            b[:, : f.rank] += f.b[:, :rank] * np.float32(f.scale)
         modules[name] = Factors(a, b, 1.0)
-    return Reply(member, Adapter(modules), 10 + member.number, {"tokens": 100.0}, 1000)
+    metrics = TrainMetrics(10 + asked.member.node_id, 1.0, 100, 1, 0.1, 0)
+    return Reply(asked, Adapter(modules), metrics, 1000)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def play(
     model = held.model
     asked: list[Asked] = ask(members, strategy, model)
     sent = broadcast_to(asked, model, "float32", held.pieces)
-    replies = [reply(member, model.start, shapes) for member in members]
+    replies = [reply(each, model.start, shapes) for each in asked]
     after, measured = held, []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -113,7 +116,10 @@ def play(
 def second_round(name: str, clients: int, rank: int, shapes: Shapes, repeats: int) -> list[Seconds]:
     """The second round of a federation of so many clients."""
     strategy = make_strategy(name)
-    members = [Member(f"client-{k:04d}", k, k, rank, 10, "base", ()) for k in range(clients)]
+    members = [
+        Member(f"client-{k:04d}", k, SiteCard(f"client-{k:04d}", k, rank, 10, "base", ()))
+        for k in range(clients)
+    ]
     held = Held(strategy.begin(draw(shapes, rank, 1, 1.0)))
     held, _ = play(strategy, held, members, shapes, 1)
     _, measured = play(strategy, held, members, shapes, repeats)

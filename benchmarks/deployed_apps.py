@@ -11,26 +11,27 @@ stores an object that it has already only once.
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from adapters.adapter import Adapter, Factors
 from benchmarks.wire import linear_layers
-from client.instruction import read_instruction
+from client.answering import client_app as bouquet_app
+from client.answering import shelf_of
+from client.job import open_job
 from server.admission import Rejection
 from server.progress import LogObserver, log_to_stdout, observe_run
 from server.rounds import run_rounds
 from settings.keys import Value
 from settings.run import run_settings
-from wire.codec import pack, unpack
-from wire.records import from_record, to_record
+from wire.messages import EvaluateReply, Instruction, Query, TrainMetrics, TrainReply
+from wire.site_card import SiteCard
 
 JOB = "BOUQUET_DEPLOYED_JOB"
 """Environment variable: layers, rank, rounds, and the file for the seconds."""
@@ -51,7 +52,6 @@ def shapes() -> dict[str, tuple[int, int]]:
 
 
 server_app = ServerApp()
-client_app = ClientApp()
 
 
 class Turns(LogObserver):
@@ -129,45 +129,59 @@ def serve(grid: Grid, context: Context) -> None:
         run_rounds(grid, run_settings(fixed))
 
 
-@client_app.query()
-def query(message: Message, context: Context) -> Message:
+def query(asked: Query, context: Context) -> SiteCard:
     """Who this is."""
-    site = ConfigRecord(
+    return SiteCard(
+        client=str(context.node_config["name"]),
+        number=0,
+        rank=job()["rank"],
+        num_examples=10,
+        base=BASE,
+        shapes=tuple((name, m, n) for name, (m, n) in shapes().items()),
+    )
+
+
+def train(told: Instruction, content: RecordDict, context: Context) -> TrainReply:
+    """What came, with one value in every array changed by this client."""
+    task = open_job(content, told, shapes(), job()["rank"], shelf_of(context, told.run), 0)
+    start = cast(Adapter, task.start)
+    adapter = Adapter(
         {
-            "client": str(context.node_config["name"]),
-            "number": 0,
-            "rank": job()["rank"],
-            "base": BASE,
-            "num-examples": 10,
-            "modules": list(shapes()),
-            "rows": [m for m, _ in shapes().values()],
-            "columns": [n for _, n in shapes().values()],
-            "head": [],
-            "head-shapes": [],
+            name: Factors(_touched(f.a, _mine(context)), _touched(f.b, _mine(context)), f.scale)
+            for name, f in start.items()
         }
     )
-    return Message(RecordDict({"site": site}), reply_to=message)
+    return task.reply(adapter, TrainMetrics(10, 1.0, 1, 1, 0.1, 0), data="")
 
 
-@client_app.train()
-def train(message: Message, context: Context) -> Message:
-    """What came, with one value in every array changed by this client."""
-    mine = np.float32(len(str(context.node_config["name"])))
+def evaluate(told: Instruction, content: RecordDict, context: Context) -> EvaluateReply:
+    """Nobody asks."""
+    raise NotImplementedError
+
+
+def others(
+    message: Message, context: Context, answer: Callable[[Message, Context], Message]
+) -> Message:
+    """What Flower's own and the raw variant are answered; Bouquet's messages go on."""
     content = message.content
-    if "instruction" in content:
-        return Message(_packed(content, mine), reply_to=message)
     if "raw" in content:
         raw = content["raw"]["raw"].numpy().copy()  # type: ignore[index, union-attr]
-        raw[:: 1 << 20] ^= np.uint8(mine)
+        raw[:: 1 << 20] ^= np.uint8(_mine(context))
         reply = RecordDict({"raw": ArrayRecord({"raw": Array(raw)})})
         return Message(reply, reply_to=message)
-    changed = {
-        name: Array(_touched(array.numpy(), mine))
-        for name, array in content["arrays"].items()  # type: ignore[union-attr]
-    }
-    metrics = MetricRecord({"num-examples": 10})
-    reply = RecordDict({"arrays": ArrayRecord(changed), "metrics": metrics})
-    return Message(reply, reply_to=message)
+    if "arrays" in content:
+        changed = {
+            name: Array(_touched(array.numpy(), _mine(context)))
+            for name, array in content["arrays"].items()  # type: ignore[union-attr]
+        }
+        metrics = MetricRecord({"num-examples": 10})
+        reply = RecordDict({"arrays": ArrayRecord(changed), "metrics": metrics})
+        return Message(reply, reply_to=message)
+    return answer(message, context)
+
+
+def _mine(context: Context) -> np.float32:
+    return np.float32(len(str(context.node_config["name"])))
 
 
 def _touched(values: Any, mine: np.float32) -> Any:
@@ -177,28 +191,4 @@ def _touched(values: Any, mine: np.float32) -> Any:
     return values
 
 
-def _packed(content: RecordDict, mine: np.float32) -> RecordDict:
-    """The reply that Bouquet's server expects."""
-    told = read_instruction(content)
-    start = unpack(from_record(content["start"]))
-    adapter = Adapter(
-        {
-            name: Factors(_touched(f.a, mine), _touched(f.b, mine), f.scale)
-            for name, f in start.items()
-        }
-    )
-    metrics: dict[str, Any] = {
-        "num-examples": 10,
-        "loss": 1.0,
-        "tokens": 1,
-        "steps": 1,
-        "seconds": 0.1,
-        "peak-bytes": 0,
-    }
-    return RecordDict(
-        {
-            "adapter": to_record(pack(adapter)),
-            "reply": ConfigRecord({"round": told.round, "base": told.base}),
-            "metrics": MetricRecord(metrics),
-        }
-    )
+client_app = bouquet_app(query, train, evaluate, [others])

@@ -1,7 +1,6 @@
 """The parts of the global model that a site has kept, and those that came with this message."""
 
 import hashlib
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from adapters.terms import Term, sum_of_terms
 from client.shelf import FolderShelf
 from core.errors import BouquetError, listing
 from wire.codec import unpack, unpack_delta
+from wire.messages import Parts
 from wire.records import PIECE, from_record
 
 
@@ -27,21 +27,16 @@ def held_pieces(cache: Path) -> list[str]:
 
 
 def open_pieces(
-    content: RecordDict,
-    versions: Sequence[str],
-    kinds: Sequence[str],
-    start: str,
-    shelf: FolderShelf | None,
+    content: RecordDict, parts: Parts, shelf: FolderShelf | None
 ) -> tuple[Delta | None, Adapter | None]:
-    """Merged, the sum of the pieces of these versions in this order, and the start that is one.
+    """Merged, the sum of these parts, and the start where it is one of them.
 
-    kinds: of each piece (adapters/terms.py).  start: the version of the start; empty: it is none.
     shelf: this run's. What came is put on it, and so is what only another run of this site has:
     `held_pieces` tells of all of them, so the server may count on it. What this run no longer needs
     is taken from it. Raises BouquetError where a piece neither came nor is there, or is not what
     its version says.
     """
-    wanted = [*dict.fromkeys([*versions, *([start] if start else [])])]
+    wanted, start = parts.needed, parts.start
     packed: dict[str, bytes] = {}
     missing = []
     for version in wanted:
@@ -65,9 +60,8 @@ def open_pieces(
     for name in list(shelf or ()):
         if shelf is not None and name.startswith(PIECE) and name[len(PIECE) :] not in packed:
             del shelf[name]
-    terms = [
-        (version, kind, packed[version]) for version, kind in zip(versions, kinds, strict=True)
-    ]
+    named = zip(parts.versions, parts.kinds, strict=True)
+    terms = [(version, kind, packed[version]) for version, kind in named]
     return _opened(tuple(terms), (start, packed[start]) if start else None)
 
 

@@ -1,23 +1,18 @@
-"""The global model as a message brings it: merged, start and head, held against the base here."""
+"""The global model as a message brings it: merged and start, held against the base here."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, RecordDict
 
-from adapters.adapter import Adapter, Delta, FloatArray, Shapes, draw
-from client.instruction import Instruction
-from client.kept import own_head
+from adapters.adapter import Adapter, Delta, Shapes, draw
 from client.pieces import open_pieces
 from client.shelf import FolderShelf
 from core.errors import BouquetError, listing
 from wire.codec import unpack, unpack_delta
-from wire.head import unpack_head
+from wire.messages import Instruction
 from wire.records import from_record
-
-if TYPE_CHECKING:
-    from models.tuned_model import TunedModel
+from wire.rules import BOTH
 
 
 def check_base(wanted: str, own: str) -> None:
@@ -42,15 +37,14 @@ def model_of(
     A factor of the start that did not travel is drawn from the run's seed.
     """
     merged, start = None, None
-    if told.pieces is not None:
+    if told.parts is not None:
         keeps = shelf if isinstance(shelf, FolderShelf) else None
-        kinds = told.piece_kinds
-        merged, start = open_pieces(content, told.pieces, kinds, told.start_piece, keeps)
+        merged, start = open_pieces(content, told.parts, keeps)
     elif isinstance(record := content.get("merged"), ArrayRecord):
         merged = _merged_once(from_record(record))
     if isinstance(record := content.get("start"), ArrayRecord):
         packed = from_record(record)
-        if told.receives == "both":
+        if told.rule.receives == BOTH:
             start = _start_once(packed)
         else:
             start = unpack(packed, draw(shapes, rank, told.start_seed, scale=1.0))
@@ -58,22 +52,6 @@ def model_of(
         if part is not None:
             _check_fits(name, part, shapes)
     return merged, start
-
-
-def head_of(
-    content: RecordDict, tuned: "TunedModel", told: Instruction, kept: Mapping[str, FloatArray]
-) -> dict[str, FloatArray]:
-    """The head that was sent, or before there is one that which every site draws alike.
-
-    kept: what this client remembers; its own head, where it keeps one, comes before either.
-    """
-    own = own_head(kept) if told.keeps_head else {}
-    if own and {n: v.shape for n, v in own.items()} == dict(tuned.head_shapes):
-        return own
-    record = content.get("head")
-    if isinstance(record, ArrayRecord):
-        return unpack_head(from_record(record), tuned.head_shapes)
-    return tuned.initial_head(told.start_seed)
 
 
 def _check_fits(name: str, part: Delta, shapes: Shapes) -> None:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from adapters.adapter import Adapter, Delta, Factors, FloatArray, draw
+from adapters.adapter import Adapter, Delta, Factors, FloatArray, Shapes, draw
 from adapters.algebra import add, beyond, rescale, truncate
 
 
 def starting_factors(
-    start: Adapter | None, shapes: dict[str, tuple[int, int]], rank: int, scale: float, seed: int
+    start: Adapter | None, shapes: Shapes, rank: int, scale: float, seed: int
 ) -> Adapter:
     """What a client of this rank trains from, at its own scale.
 

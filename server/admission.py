@@ -1,4 +1,4 @@
-"""What of the clients' answers is let in.
+"""Admission: which replies count, and why the others do not.
 
 A client is a stranger: every reply is checked before it is decoded or summed. A bad one is turned
 into a Rejection that says why, and the round goes on as if that client had not answered.
@@ -14,29 +14,15 @@ from adapters.algebra import truncate
 from adapters.head import Head
 from adapters.pruning import kept_rank
 from core.errors import AdapterError, BouquetError, ReplyError, listing, quoted
-from server.answer import TRAIN_RECORDS, Fields, config, metrics, number, records_of, shown
 from server.broadcast import Asked
-from server.member import MAX_EXAMPLES, Member, holdings
 from server.names import refuse_removed
 from server.roster import Roster
 from settings.run import RunSettings
 from wire.codec import budget_bytes, limits_of, unpack
 from wire.head import head_budget_bytes, unpack_head
-from wire.records import from_record
+from wire.messages import TRAIN_RECORDS, Stamp, TrainMetrics, TrainReply, records_of
 from wire.rules import BOTH
 
-MAX_COUNT = 10**12
-MAX_LOSS = 1e4
-"""A nat a token is much; a model that guesses among all of a vocabulary loses 12."""
-COUNTS = {
-    "num-examples": MAX_EXAMPLES,
-    "tokens": MAX_COUNT,
-    "steps": MAX_COUNT,
-    "examples-seen": MAX_COUNT,
-    "peak-bytes": 10**15,
-}
-MEASURES = {"loss": MAX_LOSS, "seconds": 1e9, "wire-error": 1e4, "accuracy": 1.0, "macro-f1": 1.0}
-"""What is kept of the metrics, and the most that each can be; none is below zero."""
 LONGEST_REASON = 600
 MAX_SCALE = 1e4
 MAX_FACTOR = 1e4
@@ -47,13 +33,17 @@ MAX_FACTOR = 1e4
 class Reply:
     """A client's admitted answer to a train message."""
 
-    member: Member
-    """With the rank that it was asked to train; the adapter's may be lower, where it pruned."""
+    asked: Asked
     adapter: Adapter
-    num_examples: int
-    metrics: dict[str, float]
+    """Its rank may be lower than was asked, where the client pruned."""
+    metrics: TrainMetrics
     bytes_up: int
     head: Head | None = None
+
+    @property
+    def client(self) -> str:
+        """The client's name."""
+        return self.asked.member.name
 
 
 @dataclass(frozen=True)
@@ -134,7 +124,7 @@ def reply_bytes(cohort: Sequence[Asked], roster: Roster, wire_dtype: str) -> dic
     """Node -> the most bytes that the adapter and the head of its reply can need."""
     head = head_budget_bytes(roster.head_shapes) if roster.head_shapes else 0
     return {
-        asked.member.node_id: budget_bytes(roster.shapes, asked.member.rank, wire_dtype) + head
+        asked.member.node_id: budget_bytes(roster.shapes, asked.rank, wire_dtype) + head
         for asked in cohort
     }
 
@@ -147,46 +137,36 @@ def _admit(
     settings: RunSettings,
     server_round: int,
 ) -> Reply:
-    member, wire_dtype = asked.member, settings.wire.dtype
-    least_examples = settings.clients.min_examples  # believed when it was asked, held here
-    allowed = TRAIN_RECORDS - (set() if _sends_head(asked, roster) else {"head"})
-    content = open_reply(message, allowed, server_round, roster.base, member.data)
-    packed = from_record(
-        content.get("adapter"), limit=budget_bytes(roster.shapes, member.rank, wire_dtype)
+    sends_head = bool(roster.head_shapes) and not asked.rule.keeps_head
+    allowed = TRAIN_RECORDS - (set() if sends_head else {"head"})
+    content, stamp = open_reply(message, allowed, server_round, roster.base, asked.member.card.data)
+    came = TrainReply.from_records(
+        content,
+        stamp,
+        adapter_bytes=budget_bytes(roster.shapes, asked.rank, settings.wire.dtype),
+        head_bytes=head_budget_bytes(roster.head_shapes) if sends_head else None,
+        least_examples=settings.clients.min_examples,  # believed when it was asked, held here
     )
     known = None
     if asked.rule.sends != BOTH and start is not None:
-        known = truncate(start, member.rank)
-    limits = limits_of(roster.shapes, member.rank, asked.rule.sends)
-    adapter = unpack(packed, known, limits)
+        known = truncate(start, asked.rank)
+    limits = limits_of(roster.shapes, asked.rank, asked.rule.sends)
+    adapter = unpack(came.adapter, known, limits)
     check_adapter(adapter, asked, roster.shapes)
-    head, head_bytes = _admit_head(content, asked, roster)
-    num_examples = int(
-        number(metrics(content), "num-examples", least_examples, MAX_EXAMPLES, is_whole=True)
-    )
-    numbers = read_metrics(content)
-    return Reply(member, adapter, num_examples, numbers, len(packed) + head_bytes, head=head)
+    head = None if came.head is None else _checked_head(came.head, roster)
+    return Reply(asked, adapter, came.metrics, len(came.adapter) + len(came.head or b""), head)
 
 
-def _sends_head(asked: Asked, roster: Roster) -> bool:
-    """Whether the task has a head, and it travels."""
-    return bool(roster.head_shapes) and not asked.rule.keeps_head
-
-
-def _admit_head(content: RecordDict, asked: Asked, roster: Roster) -> tuple[Head | None, int]:
-    """The head of a reply and its bytes, where it sends one."""
-    if not _sends_head(asked, roster):
-        return None, 0
-    packed = from_record(content.get("head"), limit=head_budget_bytes(roster.head_shapes))
+def _checked_head(packed: bytes, roster: Roster) -> Head:
     head = unpack_head(packed, roster.head_shapes)
     for name, values in head.items():
         check_size(name, largest(values))
-    return head, len(packed)
+    return head
 
 
 def open_reply(
     message: Message, allowed: frozenset[str], server_round: int, base: str, data: str = ""
-) -> RecordDict:
+) -> tuple[RecordDict, Stamp]:
     """The content of a reply that belongs to this round, base and data; ReplyError otherwise.
 
     allowed: the records that may be in it.
@@ -194,30 +174,7 @@ def open_reply(
     """
     refuse_removed(message.metadata.src_node_id)
     content = records_of(message, allowed)
-    told = config(content, "reply")
-    _check_stamp(told, server_round, base, data)
-    holdings(told)
-    return content
-
-
-def _check_stamp(told: Fields, server_round: int, base: str, data: str) -> None:
-    came = told.get("round")
-    if type(came) is not int or came != server_round:
-        raise ReplyError(f"expected a reply to round {server_round}; got one to {shown(came)}")
-    if told.get("base") != base:
-        raise ReplyError(f"trained on base {shown(told.get('base'))}; the run's is {base!r}")
-    if data and told.get("data") != data:
-        raise ReplyError(
-            f"its data changed since the run began (hash {shown(told.get('data'))}, before "
-            f"{data!r}): bring them back, or begin a new run"
-        )
-
-
-def read_metrics(content: RecordDict) -> dict[str, float]:
-    """The metrics that are kept, as plain numbers within their bounds."""
-    told = metrics(content)
-    counts = {n: number(told, n, 0, most, is_whole=True) for n, most in COUNTS.items() if n in told}
-    return counts | {n: number(told, n, 0, most) for n, most in MEASURES.items() if n in told}
+    return content, Stamp.from_records(content, server_round, base, data)
 
 
 def check_adapter(adapter: Adapter, asked: Asked, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -227,7 +184,7 @@ def check_adapter(adapter: Adapter, asked: Asked, shapes: Mapping[str, tuple[int
         raise AdapterError(
             f"modules or shapes differ from the base model's: {listing(sorted(odd))}"
         )
-    wanted = asked.member.rank
+    wanted = asked.rank
     if adapter.rank == kept_rank(wanted, asked.rule.prune, asked.rule.min_rank):
         wanted = adapter.rank
     for name, factors in adapter.items():

@@ -5,19 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 
 from adapters.adapter import Adapter, largest
 from core.errors import AdapterError, BouquetError, ReplyError, UsageError, listing, quoted
 from core.units import counted
 from server.admission import check_size
-from server.answer import PRINCIPAL_RECORDS, records_of
 from server.mailbox import Look, Mailbox
 from server.member import Member
 from server.names import name_of_node, registered_names
 from server.roster import Kind, NoRosterError, Roster, Rules, Told, roster_after
 from server.waiting import INTRODUCTIONS, Waiting
 from wire.codec import budget_bytes, limits_of, unpack
+from wire.messages import PRINCIPAL_RECORDS, Query, records_of
 from wire.records import from_record
 
 POLL_SECONDS = 0.5
@@ -140,7 +140,7 @@ class Asking:
 
 def ask(mailbox: Mailbox, nodes: Iterable[int]) -> None:
     """Send each of these nodes a query, whose answer comes when it comes."""
-    mailbox.ask_later(_query(node, ConfigRecord()) for node in sorted(nodes))
+    mailbox.ask_later(_query(node) for node in sorted(nodes))
 
 
 class Attendance:
@@ -177,7 +177,7 @@ class Attendance:
     def note_holdings(self, node: int, held: frozenset[str]) -> None:
         """Take in which pieces of merged this client has just said that it has."""
         members = [
-            replace(member, holds=held) if member.node_id == node else member
+            member.holding(held) if member.node_id == node else member
             for member in self.roster.members
         ]
         self.roster = replace(self.roster, members=members)
@@ -200,7 +200,7 @@ def ask_principal(
     where that fails, or is silent for a while. Raises BouquetError when none of them does.
     """
     names = {member.node_id: member.name for member in roster.members}
-    messages = [_query(node, ConfigRecord({"principal-rank": rank})) for node in names]
+    messages = [_query(node, rank) for node in names]
     limit = budget_bytes(roster.shapes, rank)
     expected = min(rank, *(min(sides) for sides in roster.shapes.values()))
     reasons = dict.fromkeys(names.values(), f"no answer within {timeout:g} s")
@@ -225,5 +225,6 @@ def ask_principal(
     raise BouquetError(f"no client could decompose the base model: {told}")
 
 
-def _query(node: int, ask: ConfigRecord) -> Message:
-    return Message(RecordDict({"ask": ask}), dst_node_id=node, message_type=MessageType.QUERY)
+def _query(node: int, principal_rank: int = 0) -> Message:
+    content = Query(principal_rank).to_records()
+    return Message(content, dst_node_id=node, message_type=MessageType.QUERY)

@@ -4,9 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from adapters.adapter import Adapter, Delta
 from adapters.algebra import relative_error
@@ -19,6 +18,7 @@ from settings.seeds import derive_seed, start_seed
 from strategies.strategy import GlobalModel, Strategy
 from wire.codec import pack, unpack, unpack_delta
 from wire.head import pack_head
+from wire.messages import Instruction, Parts
 from wire.pieces import Piece
 from wire.records import PIECE, from_record, to_record
 from wire.rules import BOTH, LocalRule
@@ -32,8 +32,12 @@ class Asked:
     """A client of this round's cohort, and what the method asks of it."""
 
     member: Member
-    """With the rank that it is asked to train."""
     rule: LocalRule
+
+    @property
+    def rank(self) -> int:
+        """The rank that it is asked to train."""
+        return min(self.member.rank, self.rule.rank) if self.rule.rank else self.member.rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +82,7 @@ def ask(
         rule = strategy.local_rule(model, member.name)
         if head != "auto":
             rule = replace(rule, keeps_head=head == "own")
-        rank = min(member.rank, rule.rank) if rule.rank else member.rank
-        asked.append(Asked(replace(member, rank=rank), rule))
+        asked.append(Asked(member, rule))
     return asked
 
 
@@ -170,33 +173,29 @@ def round_messages(
     base: str,
 ) -> list[Message]:
     """A `train` or `evaluate` message for each member of the cohort."""
-    shared: dict[str, Any] = {
-        "run": run_name(settings),
-        "round": server_round,
-        "base": base,
-        "version": sent.version,
-        "start-seed": start_seed(settings),
-        "start.optimizer": settings.start.optimizer,
-        "wire-dtype": settings.wire.dtype,
-        **flatten(settings.lora, "lora."),
-        **flatten(settings.local, "local."),
-    }
+    parts = None
     if sent.pieces is not None:
-        shared["pieces"] = [piece.version for piece in sent.pieces]
-        shared["piece-kinds"] = [piece.kind for piece in sent.pieces]
-        shared["start-piece"] = sent.start_piece
+        versions, kinds = tuple(p.version for p in sent.pieces), tuple(p.kind for p in sent.pieces)
+        parts = Parts(versions, kinds, sent.start_piece)
     return [
         Message(
             RecordDict(
                 {
                     **sent.records_for(each.member),
-                    "instruction": ConfigRecord(
-                        {
-                            **shared,
-                            **flatten(each.rule, "rule."),
-                            "seed": derive_seed(settings.seed, server_round, each.member.name),
-                        }
-                    ),
+                    **Instruction(
+                        run=run_name(settings),
+                        round=server_round,
+                        base=base,
+                        version=sent.version,
+                        seed=derive_seed(settings.seed, server_round, each.member.name),
+                        start_seed=start_seed(settings),
+                        wire_dtype=settings.wire.dtype,
+                        optimizer=settings.start.optimizer,
+                        rule=each.rule,
+                        lora=settings.lora,
+                        local=settings.local,
+                        parts=parts,
+                    ).to_records(),
                 }
             ),
             dst_node_id=each.member.node_id,

@@ -20,7 +20,7 @@ def changes_of(replies: Sequence[Reply], began: Adapter | None, own_b: bool = Fa
 
     own_b: B never travels, so that a change is that of A.
     """
-    trained, ranks = [reply.adapter for reply in replies], [reply.member.rank for reply in replies]
+    trained, ranks = [reply.adapter for reply in replies], [reply.asked.rank for reply in replies]
     if own_b:
         return Changes([step_of_a(adapter, began) for adapter in trained], None, ranks)
     return Changes(trained, began, ranks)
@@ -32,12 +32,12 @@ def weigh(replies: Sequence[Reply], rule: str, changes: Changes) -> list[Update]
     n_k / sum n under `examples`, 1 / K under `uniform`, and under `geometric-median` those whose
     mean is the geometric median of the changes, each counted with n_k / sum n.
     """
-    counts = [1 if rule == "uniform" else reply.num_examples for reply in replies]
+    counts = [1 if rule == "uniform" else reply.metrics.num_examples for reply in replies]
     shares = [count / sum(counts) for count in counts]
     if rule == "geometric-median":
         shares = geometric_median_weights(changes.products(), shares)
     return [
-        Update(reply.member.name, share, reply.adapter)
+        Update(reply.client, share, reply.adapter)
         for reply, share in zip(replies, shares, strict=True)
     ]
 

@@ -4,7 +4,7 @@ Only here does the server touch the base model, and only where `evaluate.server`
 coordinator without base weights sets it to false and lets the clients evaluate.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,15 +16,13 @@ from adapters.algebra import beyond, stack
 from adapters.head import Head
 from core.errors import ReplyError
 from journal.record import EvaluationRecord, RoundRecord
-from server.admission import Rejection, Reply, open_reply, read_metrics, rejection
-from server.answer import EVALUATE_RECORDS
+from server.admission import Rejection, Reply, open_reply, rejection
 from server.broadcast import Asked
 from settings.keys import as_list
 from settings.run import RunSettings
 from settings.seeds import start_seed
 from strategies.strategy import GlobalModel, Update
-
-METRICS = ("accuracy", "macro-f1")
+from wire.messages import EVALUATE_RECORDS, EvaluateReply
 
 
 def with_labels(settings: RunSettings, told: Sequence[str] = ()) -> RunSettings:
@@ -102,7 +100,7 @@ def evaluate_on_clients(
     The mean is weighted by tokens; worst and spread (standard deviation) count every client once.
     """
     names = {asked.member.node_id: asked.member.name for asked in cohort}
-    data = {asked.member.name: asked.member.data for asked in cohort}
+    data = {asked.member.name: asked.member.card.data for asked in cohort}
     heard: dict[str, EvaluationRecord] = {}
     rejected = []
     for reply in sorted(answers, key=lambda r: names.get(r.metadata.src_node_id, "")):
@@ -110,14 +108,10 @@ def evaluate_on_clients(
         if name is None or name in heard:
             continue
         try:
-            content = open_reply(reply, EVALUATE_RECORDS, server_round, base, data[name])
-            metrics = read_metrics(content)
-            if metrics.get("tokens", 0.0) < 1.0 or "loss" not in metrics:
-                raise ReplyError("an evaluation needs a loss and tokens above zero")
+            content, stamp = open_reply(reply, EVALUATE_RECORDS, server_round, base, data[name])
+            heard[name] = _heard(name, EvaluateReply.from_records(content, stamp))
         except ReplyError as error:
             rejected.append(rejection(name, error, "evaluation: "))
-            continue
-        heard[name] = _heard(name, metrics)
     silent = [name for name in names.values() if name not in heard]
     told = {rejection.client for rejection in rejected}
     rejected += [Rejection(n, "evaluation: no reply in time") for n in silent if n not in told]
@@ -131,12 +125,12 @@ def evaluate_on_clients(
     return result, rejected
 
 
-def _heard(name: str, metrics: Mapping[str, float]) -> EvaluationRecord:
+def _heard(name: str, reply: EvaluateReply) -> EvaluationRecord:
     entry: EvaluationRecord = {
         "client": name,
-        "loss": metrics["loss"],
-        "tokens": int(metrics["tokens"]),
-        "examples": int(metrics.get("num-examples", 0)),
+        "loss": reply.loss,
+        "tokens": reply.tokens,
+        "examples": reply.num_examples,
     }
-    of_task = {m.replace("-", "_"): metrics[m] for m in METRICS if m in metrics}
+    of_task = {measure.replace("-", "_"): value for measure, value in reply.measures.items()}
     return {**entry, **cast(EvaluationRecord, of_task)}

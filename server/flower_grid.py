@@ -46,7 +46,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from core.errors import ReplyError, listing, quoted
-from server.answer import EVALUATE_RECORDS, PRINCIPAL_RECORDS, TRAIN_RECORDS
+from wire.messages import EVALUATE_RECORDS, PRINCIPAL_RECORDS, TRAIN_RECORDS
 from wire.records import KEY
 
 ANSWERS: Mapping[str, frozenset[str]] = {

@@ -41,7 +41,7 @@ def guard(
     if len(replies) < SMALLEST_COHORT or not (clients.max_norm_ratio or clients.clip_norm_ratio):
         return admitted
     own_b = keeps_b(cohort)
-    ranks = [reply.member.rank for reply in replies]
+    ranks = [reply.asked.rank for reply in replies]
     norms = (
         [step_norm(reply.adapter, start) for reply in replies]
         if own_b
@@ -55,7 +55,7 @@ def guard(
                 f"its change has norm {size:.3g}, {size / median:.3g} times the median of the "
                 f"round; clients.max-norm-ratio is {clients.max_norm_ratio:g}"
             )
-            rejected.append(Rejection(reply.member.name, reason))
+            rejected.append(Rejection(reply.client, reason))
         elif clients.clip_norm_ratio and size > clients.clip_norm_ratio * median > 0.0:
             limit = clients.clip_norm_ratio * median
             clip = clip_step if own_b else clip_change

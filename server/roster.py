@@ -9,8 +9,9 @@ from flwr.app import Message
 
 from core.errors import ReplyError, UsageError, listing
 from core.units import counted
-from server.member import LONGEST_SIDE, Member, claimed_name, member_of
+from server.member import Member, claimed_name, member_of
 from server.names import registered_names
+from wire.site_card import LONGEST_SIDE
 
 
 class Kind(NamedTuple):
@@ -171,7 +172,7 @@ def _roster(
             left_out[member.name] = why
         else:
             members.append(member)
-            began[member.name] = began.get(member.name) or member.data
+            began[member.name] = began.get(member.name) or member.card.data
     return Roster(
         members,
         kind.base or "",
@@ -192,10 +193,10 @@ def _why_not(member: Member, kind: Kind, data: Mapping[str, str], rules: Rules) 
         return f"has {has}; clients.min-examples is {rules.min_examples}"
     if member.rank > rules.max_rank:
         return f"trains rank {member.rank}; clients.max-rank is {rules.max_rank}"
-    before = data.get(member.name, "")
-    if before and member.data and member.data != before:
+    before, now = data.get(member.name, ""), member.card.data
+    if before and now and now != before:
         return (
-            f"its data have changed since the run began (hash {member.data}, before {before}): "
+            f"its data have changed since the run began (hash {now}, before {before}): "
             "bring them back, or begin a new run"
         )
     return _difference(member, kind, rules)
@@ -243,10 +244,8 @@ def _joined(known: list[Member], newcomers: list[Member]) -> list[Member]:
 
 
 def _kind(member: Member, rules: Rules) -> Kind:
-    rank = member.rank if rules.one_rank else None
-    return Kind(
-        member.base, member.shapes, member.head_shapes, member.labels, member.template, rank
-    )
+    card, rank = member.card, member.rank if rules.one_rank else None
+    return Kind(card.base, card.shapes, card.head_shapes, card.labels, card.template, rank)
 
 
 def _template(template: str | None) -> str:
@@ -303,7 +302,7 @@ def _shown(kind: Kind, what: str) -> str:
 
 
 def _order(member: Member) -> tuple[int, str, int]:
-    return member.number, member.name, member.node_id
+    return member.card.number, member.name, member.node_id
 
 
 def _distinct_names(members: list[Member]) -> list[Member]:

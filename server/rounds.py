@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from flwr.app import ConfigRecord, Message, MessageType
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from adapters.adapter import draw
@@ -33,7 +33,7 @@ from server.data_record import evaluated_record
 from server.evaluation import evaluate_on_clients, evaluate_on_server, evaluate_trained, with_labels
 from server.guard import guard, keeps_b
 from server.mailbox import Look, Mailbox
-from server.member import Member, holdings
+from server.member import Member
 from server.method import has_own_models, method_of, rules_of
 from server.pieces import in_pieces
 from server.progress import RunObserver, current_observer
@@ -47,6 +47,7 @@ from settings.run import RunSettings
 from settings.seeds import derive_seed, start_seed
 from strategies.strategy import GlobalModel, Strategy, Updates
 from wire.codec import as_sent
+from wire.messages import holdings_in
 
 WAIT_SECONDS = 0.5
 
@@ -380,11 +381,9 @@ def _noting_holdings(run: Run, answers: Iterable[Message]) -> Iterator[Message]:
     """The answers; what each client says that it holds goes to the roster, where it can be read."""
     for answer in answers:
         if answer.has_content():
-            for name in ("reply", "failure"):
-                record = answer.content.get(name)
-                if isinstance(record, ConfigRecord) and "holds" in record:
-                    with suppress(ReplyError):  # whoever reads the answer itself says so
-                        run.attendance.note_holdings(answer.metadata.src_node_id, holdings(record))
+            with suppress(ReplyError):  # whoever reads the answer itself says so
+                if (pieces := holdings_in(answer.content)) is not None:
+                    run.attendance.note_holdings(answer.metadata.src_node_id, pieces)
         yield answer
 
 

@@ -46,12 +46,12 @@ def round_record(
         found = compare(before, after, ideal_change(updates, changes.began, changes.ranks))
     norms = changes.norms().tolist() if known else [None] * len(replies)
     missed = _missed(after.start, replies, freezes_tail, found)
-    tokens = sum(reply.metrics.get("tokens", 0.0) for reply in replies)
-    loss = sum(r.metrics.get("loss", 0.0) * r.metrics.get("tokens", 0.0) for r in replies)
+    tokens = sum(reply.metrics.tokens for reply in replies)
+    loss = sum(reply.metrics.loss * reply.metrics.tokens for reply in replies)
     return {
         "round": server_round,
         "train_loss": loss / tokens if tokens else 0.0,
-        "train_tokens": int(tokens),
+        "train_tokens": tokens,
         "aggregation_noise": found.noise if found else None,
         "noise_relative_to_model": found.relative_to_model if found else None,
         "ideal_change_norm": found.size if found else None,
@@ -64,26 +64,26 @@ def round_record(
         "version": sent.version,
         "clients": [
             {
-                "client": reply.member.name,
+                "client": reply.client,
                 "rank": reply.adapter.rank,
                 "weight": update.weight,
-                "num_examples": reply.num_examples,
-                "loss": reply.metrics.get("loss"),
-                "tokens": int(reply.metrics.get("tokens", 0)),
-                "steps": int(reply.metrics.get("steps", 0)),
+                "num_examples": reply.metrics.num_examples,
+                "loss": reply.metrics.loss,
+                "tokens": reply.metrics.tokens,
+                "steps": reply.metrics.steps,
                 **_seen(reply),
                 "change_norm": norms[k],
                 "distribution_noise": missed[reply.adapter.rank][0],
                 "bytes_up": reply.bytes_up,
-                "bytes_down": sent.bytes_for(reply.member),
-                "wire_error": reply.metrics.get("wire-error", 0.0),
-                "train_seconds": reply.metrics.get("seconds", 0.0),
-                "peak_bytes": int(reply.metrics.get("peak-bytes", 0)),
+                "bytes_down": sent.bytes_for(reply.asked.member),
+                "wire_error": reply.metrics.wire_error,
+                "train_seconds": reply.metrics.seconds,
+                "peak_bytes": reply.metrics.peak_bytes,
             }
             for k, (reply, update) in enumerate(zip(replies, updates, strict=False))
         ],
         "failures": failures_of(rejected),
-        **(_similarity(changes, [reply.member.name for reply in replies], seed) if known else {}),
+        **(_similarity(changes, [reply.client for reply in replies], seed) if known else {}),
         "module_noise": found.modules if found else None,
         "module_distribution_noise": _mean_of_modules(replies, updates, missed) if found else None,
     }
@@ -96,8 +96,8 @@ def failures_of(rejected: Sequence[Rejection]) -> list[FailureRecord]:
 
 def _seen(reply: Reply) -> ClientRecord:
     """Examples trained on, where the client counted them; an earlier Bouquet's did not."""
-    seen = reply.metrics.get("examples-seen")
-    return {} if seen is None else {"examples_seen": int(seen)}
+    seen = reply.metrics.examples_seen
+    return {} if seen is None else {"examples_seen": seen}
 
 
 def _similarity(changes: Changes, names: Sequence[str], seed: int) -> RoundRecord:

@@ -9,7 +9,7 @@ import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
 from core.errors import UsageError, nearest
@@ -58,9 +58,12 @@ def _plain(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
-def key(doc: str, **rule: Any) -> Any:
-    """A field of a section: what it means, and its range."""
-    return field(metadata={"rule": Rule(doc, **rule)})
+def key(doc: str, *, default: Any = MISSING, **rule: Any) -> Any:
+    """A field of a section: what it means, and its range.
+
+    default: for values made in code; what is parsed must have every key.
+    """
+    return field(default=default, metadata={"rule": Rule(doc, **rule)})
 
 
 def walk(section: Any, prefix: str = "") -> Iterator[tuple[str, type, Rule]]:

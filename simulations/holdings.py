@@ -20,10 +20,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from core.files import write_durably
 from journal.run_folder import peek_state
 from settings.run import RunSettings
+from wire.messages import ANSWERS, parts_in
 from wire.records import PIECE, to_record
 
 FILE = "holdings.json"
-ANSWERS = ("site", "reply", "failure")
 
 
 class Holdings:
@@ -58,10 +58,10 @@ class Holdings:
 
     def complete(self, client: str, message: Message) -> Message:
         """The message with the pieces in it that the client has, as its disk would give them."""
-        told = message.content.get("instruction")
-        if client in self._own or not isinstance(told, ConfigRecord) or "pieces" not in told:
+        parts = parts_in(message.content)
+        if client in self._own or parts is None:
             return message
-        versions = _wanted(told)
+        versions = parts.needed
         came = [version for version in versions if PIECE + version in message.content]
         for version in came:
             record = message.content[PIECE + version]
@@ -119,12 +119,6 @@ def open_holdings(settings: RunSettings, folder: Path) -> Holdings:
         return Holdings(folder)
     packed = {piece.version: piece.packed for piece in state.pieces or ()}
     return Holdings(folder, packed, state.round)
-
-
-def _wanted(told: ConfigRecord) -> list[str]:
-    versions: Any = told["pieces"]
-    start: Any = told["start-piece"]
-    return [*dict.fromkeys([*versions, *([start] if start else [])])]
 
 
 def _with(message: Message, content: dict[str, Any]) -> Message:

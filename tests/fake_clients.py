@@ -8,27 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from adapters.adapter import Adapter, Delta, Factors, draw
+from adapters.adapter import Adapter, Delta, Factors
 from adapters.algebra import truncate
 from adapters.pruning import kept_rank
-from client.kept import recall, remember
-from client.pieces import held_pieces, open_pieces
-from client.shelf import RecordShelf, run_shelf
-from client.starting import starting_factors, with_own_b
-from core.errors import BouquetError
-from settings.keys import Value, flatten, parse
-from settings.run import LoraSettings, RunSettings, run_settings
+from client.answering import client_app, shelf_of
+from client.job import Job, open_job
+from server.admission import Reply
+from server.broadcast import Asked
+from server.member import Member
+from settings.keys import Value, flatten
+from settings.run import RunSettings, run_settings
 from settings.site import client_name
 from simulations.grid import InProcessGrid
 from simulations.holdings import open_holdings
 from tests.adapter_generators import make_adapter
-from wire.codec import pack, unpack
-from wire.records import from_record, to_record
+from wire.codec import pack
+from wire.messages import EvaluateReply, Instruction, Query, TrainMetrics, TrainReply
+from wire.rules import LocalRule
+from wire.site_card import SiteCard
 
 SHAPES = {"layers.0.q_proj": (6, 8), "layers.0.v_proj": (4, 8), "layers.1.q_proj": (6, 8)}
+MODULES = tuple((name, m, n) for name, (m, n) in SHAPES.items())
 BASE = "fake-base"
 Tamper = Callable[[int, Message, Message], Message | None]
 
@@ -49,6 +52,30 @@ def settings_of(output: Any, **values: Value) -> RunSettings:
 def data_of(number: int) -> str:
     """What the client of this number says of its data."""
     return f"da7a{number:04x}"
+
+
+def member_named(name: str, node: int = 1, rank: int = 2, **card: Any) -> Member:
+    """A member of a run with fake clients; keywords are those of its SiteCard."""
+    told = {"number": 0, "num_examples": 10, "base": BASE, "shapes": MODULES, **card}
+    return Member(name, node, SiteCard(client=name, rank=rank, **told))
+
+
+def replied(
+    adapter: Adapter,
+    client: str = "c",
+    rank: int | None = None,
+    rule: LocalRule | None = None,
+    **metrics: Any,
+) -> Reply:
+    """An admitted reply with this adapter, asked for at its own rank unless another is given."""
+    asked = Asked(member_named(client, rank=rank or adapter.rank), rule or LocalRule())
+    return Reply(asked, adapter, counted(**metrics), 100)
+
+
+def counted(**metrics: Any) -> TrainMetrics:
+    """What an honest client counts; keywords say otherwise."""
+    told = {"num_examples": 10, "loss": 1.0, "tokens": 5, "steps": 2, "seconds": 0.1, **metrics}
+    return TrainMetrics(peak_bytes=0, **told)
 
 
 def trained(adapter: Adapter, seed: int) -> Adapter:
@@ -88,124 +115,68 @@ def fake_app(
     cache: each client keeps its pieces of merged in a folder of its own below this one.
     saw: called with (client number, round, merged) as the client has it.
     """
-    app = ClientApp()
 
-    def see(number: int, content: RecordDict) -> Adapter | None:
-        """The start, where it is a piece."""
-        told: Any = content["instruction"]
-        if "pieces" not in told:
-            return None
-        shelf = run_shelf(cache / client_name(number), told["run"]) if cache else None
-        named = told["pieces"], told["piece-kinds"], told["start-piece"]
-        merged, start = open_pieces(content, *named, shelf)
-        saw(number, told["round"], merged)
-        return start
+    def open_as(
+        number: int, told: Instruction, content: RecordDict, context: Context, up_to_round: int
+    ) -> Job:
+        rank, shelf = told.lora.rank_of(number), shelf_of(context, told.run)
+        job = open_job(content, told, SHAPES, rank, shelf, up_to_round)
+        if told.parts is not None:
+            saw(number, told.round, job.merged)
+        return job
 
-    def held(number: int) -> dict[str, Any]:
-        return {"holds": held_pieces(cache / client_name(number))} if cache else {}
-
-    def stamp(number: int, told: Any) -> ConfigRecord:
-        belongs = {"round": told["round"], "base": told["base"], "data": data_of(number)}
-        return ConfigRecord({**belongs, **held(number)})
-
-    def failed(number: int, message: Message, error: BouquetError) -> Message:
-        failure = ConfigRecord({"reason": str(error), **held(number)})
-        return Message(RecordDict({"failure": failure}), reply_to=message)
-
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        number = int(context.node_config["partition-id"])
-        lora = run_settings(context.run_config).lora
-        site = ConfigRecord(
-            {
-                "client": client_name(number),
-                "number": number,
-                "rank": lora.rank_of(number),
-                "base": base,
-                "num-examples": 10 * (number + 1),
-                "modules": list(SHAPES),
-                "rows": [m for m, _ in SHAPES.values()],
-                "columns": [n for _, n in SHAPES.values()],
-                "head": [],
-                "head-shapes": [],
-                "data": data_of(number),
-                **held(number),
-            }
-        )
-        content = RecordDict({"site": site})
-        ask: Any = message.content["ask"]
-        if "principal-rank" in ask:
-            principal = make_adapter(7, SHAPES, ask["principal-rank"], 1.0)
-            content["principal"] = to_record(pack(principal))
-        return _tampered(number, message, content)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        number = int(context.node_config["partition-id"])
-        told: Any = message.content["instruction"]
-        try:
-            begun = see(number, message.content)
-        except BouquetError as error:
-            return failed(number, message, error)
-        lora = parse(LoraSettings, told, "lora.")
-        rank = min(lora.rank_of(number), told["rule.rank"] or 99)
-        start = message.content.get("start")
-        known = draw(SHAPES, rank, told["start-seed"], 1.0)
-        begin = starting_factors(
-            unpack(from_record(start), known) if start is not None else begun,
-            SHAPES,
-            rank,
-            lora.scale_of(rank),
-            told["seed"],
-        )
-        if told["rule.keeps-b"]:
-            begin = with_own_b(begin, recall(RecordShelf(context.state), told["round"] - 1))
-        adapter = of_factors(told["rule.trains"], trained(begin, told["seed"]), begin)
-        if told["rule.keeps-b"]:
-            remember(
-                RecordShelf(context.state), told["round"], {n: f.b for n, f in adapter.items()}
-            )
-        if told["round"] == 2:
-            adapter = truncate(adapter, kept_rank(rank, told["rule.prune"], told["rule.min-rank"]))
-        metrics: dict[str, Any] = {
-            "num-examples": 10 * (number + 1),
-            "loss": 2.0 - 0.1 * told["round"],
-            "tokens": 100,
-            "steps": 5,
-            "seconds": 0.5,
-            "peak-bytes": 0,
-        }
-        return _tampered(
-            number,
-            message,
-            RecordDict(
-                {
-                    "adapter": to_record(pack(adapter, told["wire-dtype"], told["rule.sends"])),
-                    "reply": stamp(number, told),
-                    "metrics": MetricRecord(metrics),
-                }
-            ),
+    def query(asked: Query, context: Context) -> SiteCard:
+        number, principal = _number(context), None
+        if asked.principal_rank:
+            principal = pack(make_adapter(7, SHAPES, asked.principal_rank, 1.0))
+        return SiteCard(
+            client=client_name(number),
+            number=number,
+            rank=run_settings(context.run_config).lora.rank_of(number),
+            num_examples=10 * (number + 1),
+            base=base,
+            shapes=MODULES,
+            data=data_of(number),
+            principal=principal,
         )
 
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        number = int(context.node_config["partition-id"])
-        told: Any = message.content["instruction"]
-        try:
-            see(number, message.content)
-        except BouquetError as error:
-            return failed(number, message, error)
-        metrics: dict[str, Any] = {"num-examples": 4, "loss": 1.0 + number, "tokens": 10}
-        content: Any = {"reply": stamp(number, told), "metrics": MetricRecord(metrics)}
-        return _tampered(number, message, RecordDict(content))
+    def train(told: Instruction, content: RecordDict, context: Context) -> TrainReply:
+        number = _number(context)
+        job = open_as(number, told, content, context, told.round - 1)
+        adapter = of_factors(told.rule.trains, trained(job.begin, told.seed), job.begin)
+        if told.round == 2:
+            adapter = truncate(adapter, kept_rank(job.rank, told.rule.prune, told.rule.min_rank))
+        metrics = TrainMetrics(
+            num_examples=10 * (number + 1),
+            loss=2.0 - 0.1 * told.round,
+            tokens=100,
+            steps=5,
+            seconds=0.5,
+            peak_bytes=0,
+        )
+        return job.reply(adapter, metrics, data_of(number))
 
-    def _tampered(number: int, message: Message, content: RecordDict) -> Message:
-        reply = tamper(number, message, Message(content, reply_to=message))
+    def evaluate(told: Instruction, content: RecordDict, context: Context) -> EvaluateReply:
+        number = _number(context)
+        job = open_as(number, told, content, context, told.round)
+        return EvaluateReply(job.stamp(data_of(number)), 4, 1.0 + number, 10)
+
+    def spoil(
+        message: Message, context: Context, answer: Callable[[Message, Context], Message]
+    ) -> Message:
+        number = _number(context)
+        if cache is not None:
+            context.node_config["cache-path"] = str(cache / client_name(number))
+        reply = tamper(number, message, answer(message, context))
         if reply is None:
             raise RuntimeError("this client crashed")
         return reply
 
-    return app
+    return client_app(query, train, evaluate, [spoil])
+
+
+def _number(context: Context) -> int:
+    return int(context.node_config["partition-id"])
 
 
 def fake_grid(settings: RunSettings, app: ClientApp | None = None) -> InProcessGrid:

@@ -8,10 +8,11 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from adapters.adapter import Adapter
 from client.app import app
-from settings.keys import Value, flatten
+from settings.keys import Value
 from settings.run import run_settings
 from tools.rehearsal.tiny_models import CONTEXT
 from wire.codec import pack
+from wire.messages import Instruction
 from wire.records import to_record
 from wire.rules import LocalRule
 
@@ -69,20 +70,21 @@ def instruct(
 ) -> RecordDict:
     """A train or evaluate message."""
     settings = run_settings(config)
-    instruction: Config = {
-        "run": RUN,
-        "round": ROUND,
-        "seed": SEED,
-        "base": base,
-        "version": "0" * 16,
-        "start-seed": 5,
-        "start.optimizer": "fresh",
-        **flatten(LocalRule(), "rule."),
-        "wire-dtype": "float32",
-        **flatten(settings.lora, "lora."),
-        **flatten(settings.local, "local."),
-        **{name.replace("__", ".").replace("_", "-"): value for name, value in told.items()},
-    }
+    honest = Instruction(
+        run=RUN,
+        round=ROUND,
+        base=base,
+        version="0" * 16,
+        seed=SEED,
+        start_seed=5,
+        wire_dtype="float32",
+        optimizer="fresh",
+        rule=LocalRule(),
+        lora=settings.lora,
+        local=settings.local,
+    ).to_records()["instruction"]
+    other = {name.replace("__", ".").replace("_", "-"): value for name, value in told.items()}
+    instruction: Any = {**honest, **other}
     parts = {"merged": merged, "start": start}
     records: dict[str, Any] = {
         name: to_record(pack(part)) for name, part in parts.items() if part is not None

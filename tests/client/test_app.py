@@ -73,7 +73,7 @@ def test_a_query_tells_who_is_there_and_what_it_would_train(
 
 def test_a_trained_adapter_comes_back_with_its_metrics(config: Config, tuned: TunedModel) -> None:
     content = send("train", instruct(config, tuned.base.identity), context(config, client=2))
-    assert list(content) == ["adapter", "reply", "metrics"]
+    assert list(content) == ["reply", "adapter", "metrics"]
     wanted, count = by_hand(tuned, run_settings(config), client=2)
     assert same_bytes(unpack(from_record(content["adapter"])), wanted)
     assert wanted.rank == 4
@@ -81,7 +81,7 @@ def test_a_trained_adapter_comes_back_with_its_metrics(config: Config, tuned: Tu
     metrics = content["metrics"]
     assert isinstance(metrics, MetricRecord)
     assert list(metrics) == [
-        *("num-examples", "loss", "tokens", "steps", "examples-seen", "seconds", "peak-bytes"),
+        *("num-examples", "loss", "tokens", "steps", "seconds", "peak-bytes", "examples-seen"),
         "wire-error",
     ]
     assert (metrics["num-examples"], metrics["steps"]) == (count, -(-count // 4))

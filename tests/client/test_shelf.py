@@ -8,12 +8,14 @@ import pytest
 from flwr.app import RecordDict
 
 from adapters.adapter import Delta
+from adapters.terms import PLUS
 from client.pieces import _version, held_pieces, open_pieces
 from client.shelf import FolderShelf, RecordShelf, run_shelf
 from core.errors import BouquetError
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import dense_deltas, dense_sum, distance
 from wire.codec import pack
+from wire.messages import Parts
 from wire.records import PIECE, to_record
 
 
@@ -76,7 +78,7 @@ def sum_of_pieces(
     content: RecordDict, versions: Sequence[str], shelf: FolderShelf | None
 ) -> Delta | None:
     """All of them added; without a start."""
-    return open_pieces(content, versions, ["plus"] * len(versions), "", shelf)[0]
+    return open_pieces(content, Parts(tuple(versions), (PLUS,) * len(versions)), shelf)[0]
 
 
 def message(*which: int) -> RecordDict:

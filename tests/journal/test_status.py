@@ -14,12 +14,12 @@ from journal.run_folder import RunFolder, open_run_folder
 from journal.status import read_status
 from server import progress
 from server.admission import Rejection
-from server.member import Member
 from server.roster import Roster
 from server.status_file import StatusFile
 from server.waiting import COMING_BACK, Waiting
 from settings.keys import Value
 from settings.run import run_settings
+from tests.fake_clients import member_named
 
 
 def client(name: str, seconds: float = 2.0) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_the_command(run: RunFolder) -> None:
 
 
 MEMBERS = [
-    Member(name, number, 10 + number, 4, 30, "base", (("q", 8, 8),))
+    member_named(name, 10 + number, 4, number=number, num_examples=30)
     for number, name in enumerate(["bergen", "oslo", "tromso"])
 ]
 

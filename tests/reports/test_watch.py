@@ -28,11 +28,11 @@ from journal.status import read_status
 from reports.watch_app import watch_app
 from server import progress
 from server.admission import Rejection
-from server.member import Member
 from server.roster import Roster
 from server.status_file import StatusFile
 from server.waiting import Waiting
 from settings.run import run_settings
+from tests.fake_clients import member_named
 from tests.reports.browser import CHROMIUM, Browser
 
 TOKEN = "a-token"
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SAYS = "document.getElementById('says').innerText"
 EVIL = "<img src=x onerror=document.title='owned'>\x1b[2J"
 MEMBERS = [
-    Member(name, number, 10 + number, 4, 300, "base", (("q", 8, 8),))
+    member_named(name, 10 + number, 4, number=number, num_examples=300)
     for number, name in enumerate(["bergen", "oslo"])
 ]
 

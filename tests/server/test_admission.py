@@ -4,19 +4,28 @@ import re
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, RecordDict
 
 from adapters.adapter import Adapter, Factors, draw
 from server.admission import Rejection, admit_replies
 from server.broadcast import Asked, broadcast, round_messages
-from server.member import Member
 from server.roster import Roster
 from simulations.grid import InProcessGrid
 from strategies.strategy import GlobalModel
 from tests.adapter_generators import make_adapter
-from tests.fake_clients import BASE, SHAPES, data_of, fake_app, settings_of, trained
+from tests.fake_clients import (
+    BASE,
+    SHAPES,
+    counted,
+    data_of,
+    fake_app,
+    member_named,
+    settings_of,
+    trained,
+)
 from tests.server.malformed_replies import MALFORMED_REPLIES
 from wire.codec import pack
+from wire.messages import Stamp, TrainReply
 from wire.records import to_record
 from wire.rules import LocalRule
 
@@ -24,7 +33,8 @@ SETTINGS = settings_of("unused")
 RANK, ROUND = 2, 3
 TRIPLES = tuple(sorted((name, m, n) for name, (m, n) in SHAPES.items()))
 MEMBERS = [
-    Member(f"client-0{k}", k, 2 + k, RANK, 10, BASE, TRIPLES, data=data_of(0)) for k in range(2)
+    member_named(f"client-0{k}", 2 + k, RANK, number=k, shapes=TRIPLES, data=data_of(0))
+    for k in range(2)
 ]
 ASKED = [Asked(member, LocalRule()) for member in MEMBERS]
 ROSTER = Roster(MEMBERS, BASE, SHAPES, {})
@@ -32,15 +42,8 @@ HONEST = trained(draw(SHAPES, RANK, 5, 2.0), 5)
 
 
 def content(adapter: Adapter = HONEST, **metrics: Any) -> RecordDict:
-    numbers = {"num-examples": 10, "loss": 1.0, "tokens": 50, "steps": 2, "seconds": 0.1}
-    numbers |= {name.replace("_", "-"): value for name, value in metrics.items()}
-    return RecordDict(
-        {
-            "adapter": to_record(pack(adapter)),
-            "reply": ConfigRecord({"round": ROUND, "base": BASE, "data": data_of(0)}),
-            "metrics": MetricRecord(numbers),
-        }
-    )
+    stamp = Stamp(ROUND, BASE, data_of(0))
+    return TrainReply(stamp, pack(adapter), counted(**metrics)).to_records()
 
 
 def messages() -> list[Message]:
@@ -62,7 +65,7 @@ def test_an_honest_reply_is_admitted_as_it_is() -> None:
         [Message(content(), reply_to=second), Message(content(num_examples=30), reply_to=first)]
     )
     assert rejected == []
-    assert [(r.member.name, r.num_examples) for r in replies] == [
+    assert [(r.client, r.metrics.num_examples) for r in replies] == [
         ("client-00", 30),
         ("client-01", 10),
     ]
@@ -78,7 +81,7 @@ def test_a_malformed_reply_is_refused_by_name_and_reason(name: str, first: bool)
     bad: Any = make(content(), one)
     answers = [Message(bad, reply_to=one), Message(content(), reply_to=other)]
     replies, rejected = admit(answers if first else answers[::-1])
-    assert [reply.member.name for reply in replies] == ["client-01"]
+    assert [reply.client for reply in replies] == ["client-01"]
     assert [rejection.client for rejection in rejected] == ["client-00"]
     assert re.search(reason, rejected[0].reason), rejected[0].reason
     assert len(rejected[0].reason) < 700
@@ -96,7 +99,7 @@ def test_a_factor_that_was_not_asked_for_is_refused(sends: str, sent: str) -> No
     start = draw(SHAPES, RANK + 1, 7, 1.0)
     replies, rejected = admit([reply], asked, start)
     if sent == sends:
-        assert [reply.member.name for reply in replies] == ["client-00"]
+        assert [reply.client for reply in replies] == ["client-00"]
         return
     assert replies == []
     other = "B" if sends == "A" else "A"
@@ -134,7 +137,7 @@ def test_of_two_replies_the_first_counts_and_strangers_are_not_heard() -> None:
     first, second = messages()
     stranger = round_messages(
         "train",
-        [Asked(Member("x", 9, 99, RANK, 10, BASE, TRIPLES), LocalRule())],
+        [Asked(member_named("x", 99, RANK, number=9, shapes=TRIPLES), LocalRule())],
         broadcast(GlobalModel(), "float32"),
         SETTINGS,
         ROUND,
@@ -148,7 +151,7 @@ def test_of_two_replies_the_first_counts_and_strangers_are_not_heard() -> None:
             Message(content(), reply_to=second),
         ]
     )
-    assert [reply.num_examples for reply in replies] == [11, 10]
+    assert [reply.metrics.num_examples for reply in replies] == [11, 10]
     assert rejected == []
 
 

@@ -8,40 +8,34 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, RecordDict
 
 from adapters.adapter import Adapter
 from server.admission import admit_replies
 from server.broadcast import Asked, broadcast, round_messages
-from server.member import Member
 from server.roster import Roster
 from settings.run import RunSettings
 from simulations.grid import InProcessGrid
 from strategies.strategy import GlobalModel
 from tests.adapter_generators import make_adapter
-from tests.fake_clients import BASE, data_of, fake_app, settings_of
+from tests.fake_clients import BASE, counted, data_of, fake_app, member_named, settings_of
 from tests.server.malformed_replies import MALFORMED_REPLIES
 from wire.codec import budget_bytes, pack
-from wire.records import to_record
+from wire.messages import Stamp, TrainReply
 from wire.rules import LocalRule
 
 RANK, ROUND = 8, 3
 SHAPES = {f"layers.{i}.{n}_proj": (1000, 1500) for i in range(12) for n in ("q", "v")}
 TRIPLES = tuple((name, m, n) for name, (m, n) in sorted(SHAPES.items()))
-MEMBER = Member("client-00", 0, 2, RANK, 10, BASE, TRIPLES, data=data_of(0))
+MEMBER = member_named("client-00", 2, RANK, shapes=TRIPLES, data=data_of(0))
 ROSTER = Roster([MEMBER], BASE, SHAPES, {})
 ADAPTER = make_adapter(1, SHAPES, RANK, 2.0)
 ALLOWED = 1.2
 
 
 def honest(dtype: str = "float32", factors: str = "both") -> RecordDict:
-    return RecordDict(
-        {
-            "adapter": to_record(pack(ADAPTER, dtype, factors)),
-            "reply": ConfigRecord({"round": ROUND, "base": BASE, "data": data_of(0)}),
-            "metrics": MetricRecord({"num-examples": 10, "loss": 1.0, "tokens": 5}),
-        }
-    )
+    stamp = Stamp(ROUND, BASE, data_of(0))
+    return TrainReply(stamp, pack(ADAPTER, dtype, factors), counted()).to_records()
 
 
 def question(settings: RunSettings, rule: LocalRule) -> Message:

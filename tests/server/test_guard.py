@@ -13,11 +13,11 @@ from server.admission import Admitted, Reply
 from server.broadcast import Asked
 from server.combining import changes_of, weigh
 from server.guard import change_norm, clip_change, geometric_median_weights, guard, step_norm
-from server.member import Member
 from settings.federation import ClientsSettings
 from settings.run import run_settings
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, add, dense_deltas, frobenius
+from tests.fake_clients import member_named, replied
 from wire.codec import pack
 from wire.rules import LocalRule
 
@@ -81,7 +81,7 @@ def test_a_change_within_the_limit_is_left_as_it_is() -> None:
 
 
 def reply_of(name: str, adapter: Adapter) -> Reply:
-    return Reply(Member(name, 0, 2, adapter.rank, 10, "base", ()), adapter, 10, {}, 100)
+    return replied(adapter, name)
 
 
 def clients(**values: float) -> ClientsSettings:
@@ -92,9 +92,7 @@ def clients(**values: float) -> ClientsSettings:
 HONEST = [near(START, seed, 2, 0.1, 8.0) for seed in range(4)]
 
 
-COHORT = [
-    Asked(Member(f"client-{k}", 0, 2, 2, 10, "base", ()), LocalRule()) for k in range(len(HONEST))
-]
+COHORT = [Asked(member_named(f"client-{k}"), LocalRule()) for k in range(len(HONEST))]
 
 
 def scaled(adapter: Adapter, factor: float) -> Adapter:
@@ -109,7 +107,7 @@ def admitted(*adapters: Adapter) -> Admitted:
 def test_a_change_a_thousand_times_the_median_is_excluded_and_named() -> None:
     huge = scaled(HONEST[2], 1e5)
     found = guard(admitted(HONEST[0], huge, HONEST[1]), COHORT, START, clients())
-    assert [reply.member.name for reply in found.replies] == ["client-0", "client-2"]
+    assert [reply.client for reply in found.replies] == ["client-0", "client-2"]
     (rejection,) = found.rejected
     assert rejection.client == "client-1"
     ratio = frobenius(dense_change(huge, START)) / np.median(
@@ -190,10 +188,7 @@ def test_clients_that_agree_keep_their_shares() -> None:
 
 # B is the client's own: A alone travels, and the server sees a B of zero.
 
-OWN_B = [
-    Asked(Member(f"client-{k}", 0, 2, 2, 10, "base", ()), LocalRule(sends="A", keeps_b=True))
-    for k in range(4)
-]
+OWN_B = [Asked(member_named(f"client-{k}"), LocalRule(sends="A", keeps_b=True)) for k in range(4)]
 FLAT = Adapter({n: Factors(f.a, np.zeros_like(f.b), 1.0) for n, f in START.items()})
 
 
@@ -216,7 +211,7 @@ def test_of_a_method_that_keeps_b_the_step_of_a_is_measured() -> None:
     honest = [moved_a(seed, 0.1) for seed in range(3)]
     huge = moved_a(7, 300.0)
     found = guard(admitted(*honest, huge), OWN_B, FLAT, clients())
-    assert [reply.member.name for reply in found.replies] == ["client-0", "client-1", "client-2"]
+    assert [reply.client for reply in found.replies] == ["client-0", "client-1", "client-2"]
     (rejection,) = found.rejected
     said = re.search(r"norm ([\d.e+]+),", rejection.reason)
     assert said is not None

@@ -1,5 +1,6 @@
 """Records made up at random, as answers to every message: nothing comes of them but exclusions."""
 
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -15,8 +16,18 @@ from server.mailbox import Mailbox
 from server.roster import Roster, Told, roster_after
 from settings.keys import flatten
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
-from tests.fake_clients import BASE, SHAPES, data_of, fake_app, settings_of, trained
+from tests.fake_clients import (
+    BASE,
+    SHAPES,
+    counted,
+    data_of,
+    fake_app,
+    member_named,
+    settings_of,
+    trained,
+)
 from wire.codec import pack
+from wire.messages import EvaluateReply, Stamp, TrainReply
 from wire.records import STYPE, to_record
 from wire.rules import LocalRule
 
@@ -107,31 +118,16 @@ def answers(draw_one: st.DrawFn, honest: RecordDict) -> RecordDict | Error:
 
 
 def site(number: int) -> RecordDict:
-    told: dict[str, Any] = {
-        "client": f"client-0{number}",
-        "number": number,
-        "rank": RANK,
-        "base": BASE,
-        "num-examples": 10,
-        "modules": list(SHAPES),
-        "rows": [m for m, _ in SHAPES.values()],
-        "columns": [n for _, n in SHAPES.values()],
-        "head": [],
-        "head-shapes": [],
-        "data": data_of(number),
-        "holds": [],
-    }
-    return RecordDict({"site": ConfigRecord(told)})
+    card = member_named(f"client-0{number}", rank=RANK, number=number, data=data_of(number)).card
+    return replace(card, holds=frozenset()).to_records()
 
 
 def reply(number: int) -> RecordDict:
-    stamp = {"round": ROUND, "base": BASE, "data": data_of(number)}
-    metrics = {"num-examples": 10, "loss": 1.0, "tokens": 50}
-    return RecordDict({"reply": ConfigRecord({**stamp}), "metrics": MetricRecord({**metrics})})
+    return EvaluateReply(Stamp(ROUND, BASE, data_of(number)), 10, 1.0, 50).to_records()
 
 
 def trained_reply(number: int) -> RecordDict:
-    return RecordDict({**reply(number), "adapter": to_record(pack(FACTORS))})
+    return TrainReply(Stamp(ROUND, BASE, data_of(number)), pack(FACTORS), counted()).to_records()
 
 
 def messages(kind: str, contents: list[RecordDict | Error]) -> list[Message]:
@@ -184,7 +180,7 @@ def test_no_answer_to_training_does_more_than_exclude_its_client(
 ) -> None:
     came = messages("train", [*map(trained_reply, range(HONEST)), made_up])
     found = admit_replies(came, ASKED, None, ROSTER, SETTINGS, ROUND)
-    assert_counted([reply.member.name for reply in found.replies], found.rejected)
+    assert_counted([reply.client for reply in found.replies], found.rejected)
 
 
 @ANSWERS

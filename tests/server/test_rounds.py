@@ -27,6 +27,7 @@ from strategies.registry import make_strategy
 from tests.dense_oracle import dense
 from tests.fake_clients import SHAPES, fake_app, fake_grid, settings_of
 from wire.codec import pack, unpack
+from wire.messages import parts_in
 from wire.records import from_record, to_record
 
 
@@ -131,9 +132,9 @@ def test_a_warm_start_over_the_wire_adds_up_what_the_clients_moved(
     def spy(client: int, message: Message, reply: Message) -> Message:
         if "adapter" in reply.content:
             after = unpack(from_record(reply.content["adapter"]))
-            told: Any = message.content["instruction"]
-            named = told["pieces"], told["piece-kinds"], told["start-piece"]
-            _, start = open_pieces(message.content, *named, None)
+            parts = parts_in(message.content)
+            assert parts is not None
+            _, start = open_pieces(message.content, parts, None)
             if "start" in message.content:
                 start = unpack(from_record(message.content["start"]))
             for name, factors in after.items():

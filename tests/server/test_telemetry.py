@@ -5,16 +5,15 @@ import pytest
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import beyond, pad, truncate
-from server.admission import Reply
 from server.broadcast import Asked, broadcast
 from server.changes import COMPARED, Changes, compared, cosines, inner_products_of_changes
 from server.combining import changes_of, frozen_tails
-from server.member import Member
 from server.telemetry import missed_norms, round_record
 from strategies.strategy import GlobalModel, Update, Updates
 from strategies.zero_padding import ZeroPadding
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, add, dense_deltas, frobenius
+from tests.fake_clients import replied
 from wire.rules import LocalRule
 
 SHAPES = {"layers.1.q_proj": (8, 14), "layers.11.q_proj": (14, 8)}
@@ -66,12 +65,9 @@ def record_of(
     before = GlobalModel(start=START)
     updates = [Update(f"c{k}", w, TRAINED[k]) for k, w in enumerate(WEIGHTS)]
     after = ZeroPadding().aggregate(before, updates)
-    replies = [
-        Reply(Member(f"c{k}", k, k, rank, 10, "b", ()), TRAINED[k], 10, {"tokens": 5.0}, 100)
-        for k, rank in enumerate(asked_ranks)
-    ]
+    replies = [replied(TRAINED[k], f"c{k}", rank) for k, rank in enumerate(asked_ranks)]
     rule = rule or LocalRule(freezes_tail=bool(tails))
-    asked = [Asked(reply.member, rule) for reply in replies]
+    asked = [Asked(reply.asked.member, rule) for reply in replies]
     sent, changes = broadcast(before, "float32"), changes_of(replies, START)
     whole = Updates([*updates, *tails])
     return round_record(1, before, after, asked, sent, replies, whole, changes, [])
@@ -134,9 +130,9 @@ def test_what_never_travelled_is_null_and_not_zero() -> None:
 
 @pytest.mark.parametrize("keeps_b", [True, False])
 def test_the_sum_of_what_clients_changed_is_formed_only_where_it_is_known(keeps_b: bool) -> None:
-    replies = [Reply(Member("c", 0, 0, 5, 10, "b", ()), TRAINED[0], 10, {}, 100)]
+    replies = [replied(TRAINED[0], "c", 5, tokens=0)]
     whole = Updates([Update("c", 1.0, TRAINED[0])])
-    asked = [Asked(replies[0].member, LocalRule(keeps_b=keeps_b))]
+    asked = [Asked(replies[0].asked.member, LocalRule(keeps_b=keeps_b))]
     before = GlobalModel(start=START)
     sent, changes = broadcast(before, "float32"), changes_of(replies, START)
     round_record(1, before, before, asked, sent, replies, whole, changes, [])
@@ -144,10 +140,7 @@ def test_the_sum_of_what_clients_changed_is_formed_only_where_it_is_known(keeps_
 
 
 def test_a_frozen_tail_is_not_missed() -> None:
-    replies = [
-        Reply(Member(f"c{k}", k, k, rank, 10, "b", ()), TRAINED[k], 10, {}, 100)
-        for k, rank in enumerate(RANKS)
-    ]
+    replies = [replied(TRAINED[k], f"c{k}", rank, tokens=0) for k, rank in enumerate(RANKS)]
     updates = [Update(f"c{k}", w, TRAINED[k]) for k, w in enumerate(WEIGHTS)]
     tails = frozen_tails(replies, updates, START)
     clients = record_of(tails)["clients"]
@@ -166,10 +159,7 @@ def test_scales_count() -> None:
 @pytest.mark.parametrize("rank", [1, 2, 4, 5, 8])
 def test_frozen_tails_together_are_the_weighted_sum_of_each(rank: int) -> None:
     start, weights = make_adapter(9, SHAPES, rank, 0.7), WEIGHTS
-    replies = [
-        Reply(Member(f"c{k}", k, k, own, 10, "b", ()), TRAINED[k], 10, {}, 100)
-        for k, own in enumerate(RANKS)
-    ]
+    replies = [replied(TRAINED[k], f"c{k}", own, tokens=0) for k, own in enumerate(RANKS)]
     updates = [Update(f"c{k}", w, TRAINED[k]) for k, w in enumerate(weights)]
     found = frozen_tails(replies, updates, start)
     wanted = {name: np.zeros(shape) for name, shape in SHAPES.items()}
@@ -222,13 +212,10 @@ def test_of_many_clients_some_are_compared_the_same_ones_every_time() -> None:
     assert chosen == compared(many, seed=3) != compared(many, seed=4)
     assert chosen == sorted(set(chosen or []))
     trained = [make_adapter(k, {"q": (6, 5)}, 1) for k in range(many)]
-    replies = [
-        Reply(Member(f"c{k}", k, k, 1, 10, "b", ()), adapter, 10, {}, 100)
-        for k, adapter in enumerate(trained)
-    ]
+    replies = [replied(adapter, f"c{k}", 1, tokens=0) for k, adapter in enumerate(trained)]
     updates = Updates([Update(f"c{k}", 1 / many, x) for k, x in enumerate(trained)])
     model = ZeroPadding().aggregate(GlobalModel(), updates)
-    asked = [Asked(reply.member, LocalRule()) for reply in replies]
+    asked = [Asked(reply.asked.member, LocalRule()) for reply in replies]
     record = round_record(
         1,
         GlobalModel(),

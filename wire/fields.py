@@ -1,4 +1,4 @@
-"""A stranger's answer, read strictly: whatever it holds, the worst that comes of it is ReplyError.
+"""A stranger's record, read strictly: whatever it holds, the worst that comes of it is ReplyError.
 
 A record is read by key, each key as what it must be and within its bounds; nothing is converted,
 cut to fit or taken for something like it (True is no number, 1.0 no whole one). An error says what
@@ -9,15 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from core.errors import ReplyError, listing, quoted
-
-QUERY_RECORDS = frozenset({"site", "failure"})
-PRINCIPAL_RECORDS = frozenset({"site", "principal", "failure"})
-TRAIN_RECORDS = frozenset({"reply", "metrics", "adapter", "head", "failure"})
-EVALUATE_RECORDS = frozenset({"reply", "metrics", "failure"})
-"""What a client may answer to each message; a failure alone, in the place of the others."""
+from core.errors import ReplyError, quoted
 
 MOST_KEYS = 64
 """Of one record; ours have fewer than twenty."""
@@ -26,34 +20,6 @@ LONGEST_KEY = 80
 
 Fields: TypeAlias = Mapping[str, object]
 """A record as it came: nothing of it is believed yet."""
-
-
-def records_of(message: Message, allowed: frozenset[str]) -> RecordDict:
-    """The records of an answer; ReplyError for a failure, or one that nobody asked for."""
-    if message.has_error():
-        error = message.error
-        raise ReplyError(f"the client failed: {quoted(error.reason or error.code)}")
-    if not message.has_content():
-        raise ReplyError("the answer is empty: it holds neither records nor an error")
-    content = message.content
-    if "failure" in content:
-        raise ReplyError(f"the client reports: {failure_of(content)['reason']}")
-    unasked = sorted(shown(name) for name in content if name not in allowed)
-    if unasked:
-        one = len(unasked) == 1
-        raise ReplyError(
-            f"the record{'' if one else 's'} {listing(unasked)} {'was' if one else 'were'} not "
-            "asked for"
-        )
-    return content
-
-
-def failure_of(content: RecordDict) -> dict[str, str]:
-    """Of the failure that a client reports: its `reason`, and its `client` where it names one."""
-    record = content["failure"]
-    told = {"reason": record.get("reason"), "client": record.get("client")}
-    said = {name: quoted(value) for name, value in told.items() if isinstance(value, str)}
-    return {"reason": "a failure without a reason"} | said
 
 
 def config(content: RecordDict, name: str) -> Fields:
