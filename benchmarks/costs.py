@@ -20,12 +20,12 @@ from adapters.adapter import Adapter, Factors, draw
 from benchmarks.measuring import Row, progress, report
 from server.admission import Reply
 from server.broadcast import Asked, ask, broadcast_to
-from server.combining import aggregate, changes_of, freezes_tails, frozen_tails, weigh
+from server.combining import combine
 from server.member import Member
 from server.pieces import in_pieces
 from server.telemetry import round_record
 from strategies.registry import make_strategy
-from strategies.strategy import GlobalModel, Strategy, Updates
+from strategies.strategy import GlobalModel, Strategy
 from wire.messages import TrainMetrics
 from wire.pieces import Piece
 from wire.site_card import SiteCard
@@ -100,15 +100,12 @@ def play(
     after, measured = held, []
     for _ in range(repeats):
         began = time.perf_counter()
-        changes = changes_of(replies, model.start)
-        updates = weigh(replies, "examples", changes)
-        tails = frozen_tails(replies, updates, model.start) if freezes_tails(asked) else []
-        whole = Updates([*updates, *tails])
-        new = aggregate(strategy, model, replies, whole)
-        pieces, merged = in_pieces(held.pieces, model, new, "float32")
-        after = Held(replace(new, merged=merged, increment=None), pieces)
+        combined = combine(strategy, model, replies, asked, sent, "examples")
+        new = combined.aggregated
+        pieces, merged = in_pieces(held.pieces, model, new.model, "float32", new.gained)
+        after = Held(replace(new.model, merged=merged), pieces)
         aggregated = time.perf_counter()
-        round_record(1, model, after.model, asked, sent, replies, whole, changes, [], seed=1)
+        round_record(1, combined, after.model, asked, sent, [], seed=1)
         measured.append(Seconds(aggregated - began, time.perf_counter() - aggregated))
     return after, measured
 

@@ -16,7 +16,7 @@ from benchmarks.algebra import RANKS, clients
 from benchmarks.measuring import Row, alternate, progress, ratios, report
 from strategies.flexlora import FlexLora
 from strategies.florist import Florist
-from strategies.strategy import GlobalModel, Strategy, Update
+from strategies.strategy import Cohort, GlobalModel, Strategy, Update
 
 REPEATS = 3
 ENERGY = 0.9
@@ -43,14 +43,14 @@ def dense_route(updates: list[Update], rank: int) -> Dense:
 
 def compared(name: str, strategy: Strategy, updates: list[Update], rank: int) -> Iterator[Row]:
     """Time over the dense route, and error over the best of the same rank."""
-    begin = GlobalModel(memory={"rank": max(RANKS)})
+    begin = GlobalModel(state={"rank": max(RANKS)})
     ours, dense = alternate(
         REPEATS,
-        lambda: strategy.aggregate(begin, updates),
+        lambda: strategy.aggregate(begin, Cohort(updates)).model,
         lambda: dense_route(updates, rank),
     )
     yield Row(f"{name}, stacked factors / dense route", ratios(ours, dense), 1 / 40, kind="share")
-    after = strategy.aggregate(begin, updates).total()
+    after = strategy.aggregate(begin, Cohort(updates)).model.total()
     assert after is not None
     found = after["q_proj"]
     mean = dense_mean(updates).astype(np.float64)

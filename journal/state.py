@@ -4,6 +4,7 @@
     state/round-0003/merged.safetensors   where there is one
     state/round-0003/start.safetensors    where there is one
     state/round-0003/head.safetensors     where there is one
+    state/round-0003/state.json, state-NAME.safetensors    what the method remembers
     state/round-0003/piece-000.safetensors ...    instead of merged, where it travels in pieces
 
 A state is written under a temporary name, flushed to the disk and then renamed, so that a folder
@@ -18,17 +19,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapters.adapter import Delta
 from adapters.head import HeadShapes
 from core.errors import AdapterError, BouquetError, UsageError
 from core.files import flush_folder, write_durably
 from journal.going_on import how_to_go_on
 from strategies.strategy import GlobalModel
-from wire.codec import pack, unpack, unpack_delta
-from wire.head import pack_head, unpack_head
+from wire.codec import pack, unpack_delta
+from wire.model import pack_model, unpack_model
 from wire.pieces import Piece, piece_of, sum_of
 
-FORMAT = "bouquet-state-4"
+FORMAT = "bouquet-state-5"
+READABLE = ("bouquet-state-4", FORMAT)
+"""Format 4 holds the method's words as `memory`, and no arrays of it."""
 KEPT = 2
 
 
@@ -65,15 +67,14 @@ def save_state(state: ServerState, folder: Path) -> None:
         scratch.mkdir(parents=True)
         hashes = {}
         for name, data in _packed(state).items():
-            hashes[f"{name}.safetensors"] = hashlib.sha256(data).hexdigest()
-            write_durably(scratch / f"{name}.safetensors", data)
+            hashes[name] = hashlib.sha256(data).hexdigest()
+            write_durably(scratch / name, data)
         manifest = {
             "format": FORMAT,
             "round": state.round,
             "base": state.base,
             "shapes": {name: list(shape) for name, shape in state.shapes.items()},
             "head_shapes": {name: list(shape) for name, shape in state.head_shapes.items()},
-            "memory": dict(state.model.memory),
             "data": dict(state.data),
             "labels": state.labels,
             "template": state.template,
@@ -98,14 +99,12 @@ def save_state(state: ServerState, folder: Path) -> None:
 
 
 def _packed(state: ServerState) -> dict[str, bytes]:
-    model = state.model
-    parts: dict[str, Delta | None] = {"start": model.start}
-    if state.pieces is None:
-        parts["merged"] = model.merged
-    else:
-        parts |= {f"piece-{k:03d}": piece.delta for k, piece in enumerate(state.pieces)}
-    packed = {name: pack(part) for name, part in parts.items() if part is not None}
-    return packed if model.head is None else {**packed, "head": pack_head(model.head)}
+    model, pieces = state.model, state.pieces or ()
+    merged = model.merged if state.pieces is None else None
+    return {
+        **pack_model(merged, model.start, model.head, model.state),
+        **{f"piece-{k:03d}.safetensors": pack(piece.delta) for k, piece in enumerate(pieces)},
+    }
 
 
 def load_state(folder: Path, wire_dtype: str = "float32") -> ServerState | None:
@@ -135,7 +134,7 @@ def check_format(folder: Path) -> None:
             found = json.loads((path / "manifest.json").read_bytes())["format"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if found != FORMAT:
+        if found not in READABLE:
             run = folder.parent
             raise UsageError(
                 f"{run} was begun by another version of Bouquet and cannot be resumed by this one "
@@ -149,17 +148,16 @@ def check_format(folder: Path) -> None:
 
 def _read_state(path: Path, wire_dtype: str) -> ServerState:
     manifest = json.loads((path / "manifest.json").read_bytes())
-    if manifest["format"] != FORMAT:
+    if manifest["format"] not in READABLE:
         raise ValueError(f"expected format {FORMAT}, got {manifest['format']!r}")
     parts = {}
     for name, wanted in manifest["files"].items():
         data = (path / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != wanted:
             raise ValueError(f"{name} does not match its hash")
-        parts[name.removesuffix(".safetensors")] = data
+        parts[name] = data
     head_shapes = {name: tuple(shape) for name, shape in manifest["head_shapes"].items()}
-    merged = unpack_delta(parts["merged"]) if "merged" in parts else None
-    start = unpack(parts["start"]) if "start" in parts else None
+    merged, start, head, held = unpack_model(parts, head_shapes)
     pieces = None
     if manifest["pieces"] is not None:
         names = sorted(name for name in parts if name.startswith("piece-"))
@@ -170,12 +168,7 @@ def _read_state(path: Path, wire_dtype: str) -> ServerState:
         merged = sum_of(pieces, start)
     return ServerState(
         round=manifest["round"],
-        model=GlobalModel(
-            merged=merged,
-            start=start,
-            head=unpack_head(parts["head"], head_shapes) if "head" in parts else None,
-            memory=manifest["memory"],
-        ),
+        model=GlobalModel(merged, start, head, {**manifest.get("memory", {}), **held}),
         base=manifest["base"],
         shapes={name: (m, n) for name, (m, n) in manifest["shapes"].items()},
         log_bytes=manifest["log_bytes"],

@@ -16,9 +16,9 @@ from settings.keys import flatten
 from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
 from settings.seeds import derive_seed, start_seed
 from strategies.strategy import GlobalModel, Strategy
-from wire.codec import pack, unpack, unpack_delta
-from wire.head import pack_head
+from wire.codec import unpack, unpack_delta
 from wire.messages import Instruction, Parts
+from wire.model import pack_model
 from wire.pieces import Piece
 from wire.records import PIECE, from_record, to_record
 from wire.rules import BOTH, LocalRule
@@ -97,14 +97,15 @@ def broadcast(
     receives: the factors of `start` that travel.
     pieces: what merged is the sum of, where it travels so.
     """
-    packed: dict[str, bytes] = {}
-    if model.merged is not None and pieces is None:
-        packed["merged"] = pack(model.merged, wire_dtype)
     start = "" if receives != BOTH else start_piece(pieces or (), model.start, wire_dtype)
-    if model.start is not None and not start:
-        packed["start"] = pack(model.start, wire_dtype, receives)
-    if model.head is not None:
-        packed["head"] = pack_head(model.head)
+    parts = pack_model(
+        None if pieces is not None else model.merged,
+        None if start else model.start,
+        model.head,
+        wire_dtype=wire_dtype,
+        receives=receives,
+    )
+    packed = {name.removesuffix(".safetensors"): data for name, data in parts.items()}
     digest = hashlib.sha256()
     for name, data in packed.items():
         digest.update(name.encode() + data)

@@ -1,7 +1,7 @@
-"""What the admitted replies of a round become: weights, frozen tails, the next global model."""
+"""What the admitted replies of a round become: a cohort with its weights, and the next model."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,10 +9,50 @@ from adapters.adapter import Adapter, Factors
 from adapters.algebra import beyond
 from adapters.head import mean_of_heads
 from server.admission import Reply
-from server.broadcast import Asked
+from server.broadcast import Asked, Broadcast, received_start
 from server.changes import Changes
-from server.guard import geometric_median_weights, step_of_a
-from strategies.strategy import GlobalModel, Strategy, Update, Updates
+from server.guard import geometric_median_weights, keeps_b, step_of_a
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Strategy, Update
+
+
+@dataclass(frozen=True, eq=False)
+class Combined:
+    """One round, combined."""
+
+    before: GlobalModel
+    replies: Sequence[Reply]
+    cohort: Cohort
+    """An update for each reply, in the same order."""
+    changes: Changes
+    """What each client changed of the start that it received."""
+    freezes_tail: bool
+    """What lies beyond a client's rank in the start is part of its model."""
+    aggregated: Aggregated
+    """The next model, with the mean of the heads where the task has one."""
+
+
+def combine(
+    strategy: Strategy,
+    before: GlobalModel,
+    replies: Sequence[Reply],
+    asked: Sequence[Asked],
+    sent: Broadcast,
+    weights: str,
+) -> Combined:
+    """Weigh the replies of those who were asked and sent this, and aggregate them.
+
+    weights: clients.weights.
+    """
+    changes = changes_of(replies, received_start(before, sent), keeps_b(asked))
+    updates = weigh(replies, weights, changes)
+    freezes_tail = any(each.rule.freezes_tail for each in asked)  # a cohort does so as one
+    cohort = Cohort(updates, frozen_tails(updates, before.start) if freezes_tail else None)
+    made = strategy.aggregate(before, cohort)
+    heads = [reply.head for reply in replies if reply.head is not None]
+    if heads:
+        head = mean_of_heads(heads, [update.weight for update in updates])
+        made = replace(made, model=replace(made.model, head=head))
+    return Combined(before, replies, cohort, changes, freezes_tail, made)
 
 
 def changes_of(replies: Sequence[Reply], began: Adapter | None, own_b: bool = False) -> Changes:
@@ -42,22 +82,15 @@ def weigh(replies: Sequence[Reply], rule: str, changes: Changes) -> list[Update]
     ]
 
 
-def freezes_tails(asked: Sequence[Asked]) -> bool:
-    """Whether this cohort keeps what lies beyond each client's rank; it does so as one."""
-    return any(each.rule.freezes_tail for each in asked)
-
-
-def frozen_tails(
-    replies: Sequence[Reply], updates: Sequence[Update], start: Adapter | None
-) -> list[Update]:
+def frozen_tails(updates: Sequence[Update], start: Adapter | None) -> Adapter | None:
     """What the clients kept frozen of `start`, all together: sum_k p_k beyond(start, r_k).
 
-    One more update, of weight 1, or none where nobody froze anything. Direction j of the start is
-    in it with the weights of those clients whose rank is at most j.
+    None where nobody froze anything. Direction j of the start is in it with the weights of those
+    clients whose rank is at most j.
     """
-    ranks = [reply.adapter.rank for reply in replies]
+    ranks = [update.adapter.rank for update in updates]
     if start is None or start.rank <= min(ranks):
-        return []
+        return None
     modules = {}
     for name, f in beyond(start, min(ranks)).items():
         places = np.arange(min(ranks), min(ranks) + f.rank)
@@ -65,22 +98,4 @@ def frozen_tails(
             update.weight * (places >= rank) for update, rank in zip(updates, ranks, strict=True)
         )
         modules[name] = Factors(f.a, f.b * np.asarray(kept, np.float32), f.scale)
-    return [Update("frozen", 1.0, Adapter(modules))]
-
-
-def aggregate(
-    strategy: Strategy,
-    model: GlobalModel,
-    replies: Sequence[Reply],
-    updates: Updates,
-) -> GlobalModel:
-    """The strategy's next model, with the mean of the heads where the task has one.
-
-    updates: those of the replies, in their order, and last what the clients kept frozen.
-    """
-    after = strategy.aggregate(model, updates)
-    heads = [reply.head for reply in replies if reply.head is not None]
-    if not heads:
-        return after
-    weights = [update.weight for update in updates[: len(replies)]]
-    return replace(after, head=mean_of_heads(heads, weights))
+    return Adapter(modules)

@@ -16,12 +16,13 @@ from adapters.algebra import beyond, stack
 from adapters.head import Head
 from core.errors import ReplyError
 from journal.record import EvaluationRecord, RoundRecord
-from server.admission import Rejection, Reply, open_reply, rejection
+from server.admission import Rejection, open_reply, rejection
 from server.broadcast import Asked
+from server.combining import Combined
 from settings.keys import as_list
 from settings.run import RunSettings
 from settings.seeds import start_seed
-from strategies.strategy import GlobalModel, Update
+from strategies.strategy import GlobalModel
 from wire.messages import EVALUATE_RECORDS, EvaluateReply
 
 
@@ -49,21 +50,12 @@ def evaluate_on_server(model: GlobalModel, settings: RunSettings) -> RoundRecord
     )
 
 
-def evaluate_trained(
-    before: GlobalModel,
-    replies: Sequence[Reply],
-    updates: Sequence[Update],
-    freezes_tail: bool,
-    settings: RunSettings,
-) -> RoundRecord:
-    """Each client's model as it came back, on the global held-out part: before aggregation.
-
-    freezes_tail: what lies beyond a client's rank in the start is part of its model.
-    """
-    losses = {}
-    for reply, update in zip(replies, updates, strict=True):
+def evaluate_trained(combined: Combined, settings: RunSettings) -> RoundRecord:
+    """Each client's model as it came back, on the global held-out part: before aggregation."""
+    before, updates, losses = combined.before, combined.cohort.updates, {}
+    for reply, update in zip(combined.replies, updates, strict=True):
         adapter = update.adapter
-        if freezes_tail and before.start is not None:
+        if combined.freezes_tail and before.start is not None:
             adapter = stack([adapter, beyond(before.start, adapter.rank)], [1.0, 1.0])
         losses[update.client] = _evaluate_here(settings, before.merged, adapter, reply.head).loss
     mean = sum(update.weight * losses[update.client] for update in updates)

@@ -10,7 +10,6 @@ The ArrayRecord that Flower hands from round to round holds the global model: `m
 each packed as one array. What this loop cannot do is resume; Bouquet's own ServerApp can.
 """
 
-import json
 import logging
 from collections.abc import Iterable
 
@@ -18,15 +17,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Met
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerBase
 
-from adapters.adapter import Adapter, Delta
+from adapters.adapter import Adapter
 from adapters.refactoring import as_factors
 from core.errors import BouquetError
 from server.admission import admit_replies
 from server.attendance import call_roster
 from server.broadcast import Asked, ask, broadcast, broadcast_to, received_start, round_messages
-from server.combining import aggregate, changes_of, freezes_tails, frozen_tails, weigh
+from server.combining import combine
 from server.evaluation import evaluate_on_clients
-from server.guard import guard, keeps_b
+from server.guard import guard
 from server.mailbox import Mailbox
 from server.method import method_of, rules_of
 from server.roster import Roster
@@ -37,9 +36,8 @@ from server.telemetry import round_record
 from settings.keys import flatten
 from settings.run import RunSettings, run_settings
 from settings.seeds import derive_seed
-from strategies.strategy import GlobalModel, Updates
-from wire.codec import pack, unpack, unpack_delta
-from wire.head import pack_head, unpack_head
+from strategies.strategy import GlobalModel
+from wire.model import pack_model, unpack_model
 from wire.records import STYPE
 
 log = logging.getLogger("bouquet")
@@ -86,9 +84,8 @@ class FlowerStrategy(FlowerBase):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The next global model, with loss, noise and bytes as metrics."""
         assert self._roster is not None
-        start = self._model.start
         found = admit_replies(
-            replies, self._cohort, start, self._roster, self.settings, server_round
+            replies, self._cohort, self._model.start, self._roster, self.settings, server_round
         )
         began = received_start(self._model, self._sent)
         found = guard(found, self._cohort, began, self.settings.clients)
@@ -99,20 +96,15 @@ class FlowerStrategy(FlowerBase):
             )
         if len(admitted) < self.settings.clients.min_replies:
             raise BouquetError(f"round {server_round} has only {len(admitted)} usable replies")
-        changes = changes_of(admitted, began, keeps_b(self._cohort))
-        updates = weigh(admitted, self.settings.clients.weights, changes)
-        tails = frozen_tails(admitted, updates, start) if freezes_tails(self._cohort) else []
-        whole = Updates([*updates, *tails])
-        model = aggregate(self._strategy, self._model, admitted, whole)
+        weights = self.settings.clients.weights
+        combined = combine(self._strategy, self._model, admitted, self._cohort, self._sent, weights)
+        model = combined.aggregated.model
         record = round_record(
             server_round,
-            self._model,
+            combined,
             model,
             self._cohort,
             self._sent,
-            admitted,
-            whole,
-            changes,
             rejected,
             derive_seed(self.settings.seed, server_round, "compared"),
         )
@@ -189,22 +181,12 @@ class FlowerStrategy(FlowerBase):
 
 
 def _record_from(model: GlobalModel) -> ArrayRecord:
-    parts: dict[str, Delta | None] = {"merged": model.merged, "start": model.start}
-    packed = {name: pack(part) for name, part in parts.items() if part is not None}
-    if model.head is not None:
-        packed["head"] = pack_head(model.head)
-    packed["memory"] = json.dumps(dict(model.memory)).encode()
+    packed = pack_model(model.merged, model.start, model.head, model.state)
     return ArrayRecord(
         {name: Array("uint8", (len(data),), STYPE, data) for name, data in packed.items()}
     )
 
 
 def _model_from(arrays: ArrayRecord, roster: Roster | None) -> GlobalModel:
-    parts = {name: array.data for name, array in arrays.items()}
     shapes = roster.head_shapes if roster is not None else {}
-    return GlobalModel(
-        merged=unpack_delta(parts["merged"]) if "merged" in parts else None,
-        start=unpack(parts["start"]) if "start" in parts else None,
-        head=unpack_head(parts["head"], shapes) if "head" in parts else None,
-        memory=json.loads(parts.get("memory", b"{}")),
-    )
+    return GlobalModel(*unpack_model({n: array.data for n, array in arrays.items()}, shapes))

@@ -15,7 +15,7 @@ from adapters.adapter import Adapter, Delta
 from adapters.algebra import add
 from adapters.refactoring import compact
 from adapters.terms import MINUS, PLUS, Term
-from strategies.strategy import GlobalModel
+from strategies.strategy import GlobalModel, Strategy
 from wire.pieces import Piece, piece_of, sum_of
 
 MOST_TIMES_ITS_SIZE = 2.0
@@ -23,26 +23,42 @@ MOST_TIMES_ITS_SIZE = 2.0
 
 
 def in_pieces(
-    pieces: Sequence[Piece], before: GlobalModel, after: GlobalModel, wire_dtype: str
+    pieces: Sequence[Piece],
+    before: GlobalModel,
+    after: GlobalModel,
+    wire_dtype: str,
+    gained: Sequence[Term] | None = None,
 ) -> tuple[tuple[Piece, ...], Delta | None]:
     """The pieces after a round that went from `before` to `after`, and merged as their sum.
 
-    pieces: those of `before`. What the round added joins them where the method tells it
-    (`after.increment`) and all together do not outgrow the model. Written anew, a method whose
+    pieces: those of `before`. What the round added joins them where the method tells it (`gained`)
+    and all together do not outgrow the model. Written anew, a method whose
     starts are terms of merged has two: the whole model, less its start.
     """
     if after.merged is None:
         return (), None
     if after.merged is before.merged:
         return tuple(pieces), before.merged
-    if after.increment is not None:
-        joined = _cancelled([*pieces, *(_newest(term, wire_dtype) for term in after.increment)])
+    if gained is not None:
+        joined = _cancelled([*pieces, *(_newest(term, wire_dtype) for term in gained)])
         values = sum(piece.delta.num_parameters for piece in distinct(joined))
         size = after.merged.num_parameters + (after.start.num_parameters if after.start else 0)
         if values <= MOST_TIMES_ITS_SIZE * size:
             return joined, sum_of(joined, after.start)
-    whole = _anew(pieces, after, wire_dtype)
+    whole = _anew(pieces, after, wire_dtype, gained or ())
     return whole, sum_of(whole, after.start)
+
+
+def gained_at_first(
+    strategy: Strategy, begun: GlobalModel, added: Sequence[Delta] = ()
+) -> tuple[Term, ...] | None:
+    """What merged is before round one, in terms: less the start, where that is of the base.
+
+    added: what the run begins from besides.  None: the start is no term of merged.
+    """
+    if not strategy.properties.begins_from_base or begun.start is None:
+        return None
+    return Term(MINUS, begun.start), *(Term(PLUS, delta) for delta in added)
 
 
 def _newest(term: Term, wire_dtype: str) -> Piece:
@@ -51,11 +67,12 @@ def _newest(term: Term, wire_dtype: str) -> Piece:
     return piece_of(delta, wire_dtype, term.kind)
 
 
-def _anew(pieces: Sequence[Piece], after: GlobalModel, wire_dtype: str) -> tuple[Piece, ...]:
+def _anew(
+    pieces: Sequence[Piece], after: GlobalModel, wire_dtype: str, gained: Sequence[Term]
+) -> tuple[Piece, ...]:
     """All of merged in one piece, or of the model where the start is a piece beside it."""
     assert after.merged is not None
-    terms = after.increment or ()
-    stays = any(kind != PLUS for kind in (*(t.kind for t in terms), *(p.kind for p in pieces)))
+    stays = any(kind != PLUS for kind in (*(t.kind for t in gained), *(p.kind for p in pieces)))
     if after.start is None or not stays:
         return (piece_of(after.merged, wire_dtype),)
     whole = compact(add([after.merged, after.start], [1.0, 1.0]))

@@ -28,14 +28,14 @@ from server.admission import Admitted, Rejection, admit_replies, reply_bytes
 from server.alarms import Alarms
 from server.attendance import Attendance, ask_principal, call_roster
 from server.broadcast import Asked, Broadcast, ask, broadcast_to, received_start, round_messages
-from server.combining import aggregate, changes_of, freezes_tails, frozen_tails, weigh
+from server.combining import combine
 from server.data_record import evaluated_record
 from server.evaluation import evaluate_on_clients, evaluate_on_server, evaluate_trained, with_labels
-from server.guard import guard, keeps_b
+from server.guard import guard
 from server.mailbox import Look, Mailbox
 from server.member import Member
 from server.method import has_own_models, method_of, rules_of
-from server.pieces import in_pieces
+from server.pieces import gained_at_first, in_pieces
 from server.progress import RunObserver, current_observer
 from server.roster import Kind, Roster, Rules
 from server.sampling import cohort_size, sample_cohort
@@ -45,7 +45,7 @@ from server.telemetry import base_record, failures_of, round_record
 from server.waiting import COMING_BACK, Waiting
 from settings.run import RunSettings
 from settings.seeds import derive_seed, start_seed
-from strategies.strategy import GlobalModel, Strategy, Updates
+from strategies.strategy import Aggregated, GlobalModel, Strategy
 from wire.codec import as_sent
 from wire.messages import holdings_in
 
@@ -165,8 +165,10 @@ def _begin(run: Run, adapter: PeftAdapter | None) -> ServerState:
         labels=roster.labels,
         template=roster.template,
     )
-    pieces, merged = in_pieces((), GlobalModel(), model, run.settings.wire.dtype)
-    state = replace(state, model=replace(model, merged=merged, increment=None), pieces=pieces)
+    added = [] if adapter is None else [adapter.adapter]
+    gained = gained_at_first(run.strategy, begun, added)
+    pieces, merged = in_pieces((), GlobalModel(), model, run.settings.wire.dtype, gained)
+    state = replace(state, model=replace(model, merged=merged), pieces=pieces)
     began = time.perf_counter()
     held_out, unheard = _evaluate(run, state, roster.members)
     record = base_record(held_out, roster)
@@ -203,25 +205,19 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
     present = _wait_for_members(run)
     with _timed(seconds, "train_seconds"):
         asked, sent, admitted = _train(run, state, present)
-    replies, rejected, start = admitted.replies, list(admitted.rejected), state.model.start
+    rejected = list(admitted.rejected)
     run.observer.phase_started("aggregating")
     with _timed(seconds, "aggregate_seconds"):
-        changes = changes_of(replies, received_start(state.model, sent), keeps_b(asked))
-        updates = weigh(replies, settings.clients.weights, changes)
-        freezes_tail = freezes_tails(asked)
-        tails = frozen_tails(replies, updates, start) if freezes_tail else []
-        whole = Updates([*updates, *tails])
-        after = _after(state, aggregate(strategy, state.model, replies, whole), settings)
+        weights, replies = settings.clients.weights, admitted.replies
+        combined = combine(strategy, state.model, replies, asked, sent, weights)
+        after = _after(state, combined.aggregated, settings)
     with _timed(seconds, "telemetry_seconds"):
         record = round_record(
             server_round,
-            state.model,
+            combined,
             after.model,
             asked,
             sent,
-            replies,
-            whole,
-            changes,
             rejected,
             derive_seed(settings.seed, server_round, "compared"),
         )
@@ -229,7 +225,7 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
         with _timed(seconds, "evaluate_seconds"):
             if settings.evaluate.trained and not strategy.properties.personal:
                 run.observer.phase_started("evaluating what came back")
-                record |= evaluate_trained(state.model, replies, updates, freezes_tail, settings)
+                record |= evaluate_trained(combined, settings)
             busy = {*admitted.spare, *(rejection.client for rejection in rejected)}
             held_out, unheard = _evaluate(run, after, [m for m in present if m.name not in busy])
             record |= held_out
@@ -326,10 +322,12 @@ def _others(
         time.sleep(WAIT_SECONDS)
 
 
-def _after(state: ServerState, model: GlobalModel, settings: RunSettings) -> ServerState:
-    """The state after a round that made this model, with merged as the sum of its pieces."""
-    pieces, merged = in_pieces(state.pieces or (), state.model, model, settings.wire.dtype)
-    model = replace(model, merged=merged, increment=None)
+def _after(state: ServerState, made: Aggregated, settings: RunSettings) -> ServerState:
+    """The state after a round that made this, with merged as the sum of its pieces."""
+    pieces, merged = in_pieces(
+        state.pieces or (), state.model, made.model, settings.wire.dtype, made.gained
+    )
+    model = replace(made.model, merged=merged)
     return replace(state, round=state.round + 1, model=model, pieces=pieces)
 
 

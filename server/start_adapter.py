@@ -16,7 +16,6 @@ from adapters.adapter import Delta, Shapes
 from adapters.algebra import add
 from adapters.head import HeadShapes
 from adapters.peft_files import CONFIG, LABELS, WEIGHTS, PeftAdapter, read_peft
-from adapters.terms import PLUS, Term
 from core.errors import BouquetError
 from core.files import flush_folder, write_durably
 from settings.run import RunSettings
@@ -79,8 +78,5 @@ def with_adapter(model: GlobalModel, found: PeftAdapter | None) -> GlobalModel:
     deltas: list[Delta] = [found.adapter]
     if model.merged is not None:
         deltas = [model.merged, found.adapter]
-    increment = model.increment
-    if increment is not None:
-        increment = (*increment, Term(PLUS, found.adapter))
     merged = add(deltas, [1.0] * len(deltas))
-    return replace(model, merged=merged, head=found.head or model.head, increment=increment)
+    return replace(model, merged=merged, head=found.head or model.head)

@@ -16,36 +16,36 @@ from journal.record import ClientRecord, FailureRecord, Present, RoundRecord
 from server.admission import Rejection, Reply
 from server.broadcast import Asked, Broadcast, broadcast_error
 from server.changes import Changes, compared, cosines
+from server.combining import Combined
+from server.guard import keeps_b
 from server.roster import Roster
 from strategies.noise import Compared, compare, ideal_change
-from strategies.strategy import GlobalModel, Updates
+from strategies.strategy import Cohort, GlobalModel
 
 
 def round_record(
     server_round: int,
-    before: GlobalModel,
+    combined: Combined,
     after: GlobalModel,
     asked: Sequence[Asked],
     sent: Broadcast,
-    replies: Sequence[Reply],
-    updates: Updates,
-    changes: Changes,
     rejected: Sequence[Rejection],
     seed: int = 0,
 ) -> RoundRecord:
     """Losses, bytes, noise and ranks of a round, and each client's share in it.
 
+    after: the next model as it is saved.
     asked: all who were sent the model, whether they answered or not.
-    updates: those of the replies, and last what the clients kept frozen of the start.
     seed: chooses the clients whose changes are compared with each other, where there are many.
     """
-    known = not any(each.rule.keeps_b for each in asked)
-    freezes_tail = any(each.rule.freezes_tail for each in asked)
+    before, replies, cohort = combined.before, combined.replies, combined.cohort
+    changes = combined.changes
+    known = not keeps_b(asked)
     found = None
     if known:
-        found = compare(before, after, ideal_change(updates, changes.began, changes.ranks))
+        found = compare(before, after, ideal_change(cohort, changes.began, changes.ranks))
     norms = changes.norms().tolist() if known else [None] * len(replies)
-    missed = _missed(after.start, replies, freezes_tail, found)
+    missed = _missed(after.start, replies, combined.freezes_tail, found)
     tokens = sum(reply.metrics.tokens for reply in replies)
     loss = sum(reply.metrics.loss * reply.metrics.tokens for reply in replies)
     return {
@@ -80,12 +80,12 @@ def round_record(
                 "train_seconds": reply.metrics.seconds,
                 "peak_bytes": reply.metrics.peak_bytes,
             }
-            for k, (reply, update) in enumerate(zip(replies, updates, strict=False))
+            for k, (reply, update) in enumerate(zip(replies, cohort.updates, strict=True))
         ],
         "failures": failures_of(rejected),
         **(_similarity(changes, [reply.client for reply in replies], seed) if known else {}),
         "module_noise": found.modules if found else None,
-        "module_distribution_noise": _mean_of_modules(replies, updates, missed) if found else None,
+        "module_distribution_noise": _mean_of_modules(cohort, missed) if found else None,
     }
 
 
@@ -132,16 +132,14 @@ def _missed(
     return missed
 
 
-def _mean_of_modules(
-    replies: Sequence[Reply], updates: Updates, missed: Missed
-) -> dict[str, float | None]:
+def _mean_of_modules(cohort: Cohort, missed: Missed) -> dict[str, float | None]:
     """Module -> distribution noise, the mean over clients by weight."""
     weights: dict[int, float] = {}
-    for reply, update in zip(replies, updates, strict=False):
-        rank = reply.adapter.rank
+    for update in cohort.updates:
+        rank = update.adapter.rank
         weights[rank] = weights.get(rank, 0.0) + update.weight
     means: dict[str, float | None] = {}
-    for name in replies[0].adapter:
+    for name in cohort.updates[0].adapter:
         shares = [(weight, missed[rank][1][name]) for rank, weight in weights.items()]
         known = [weight * share for weight, share in shares if share is not None]
         means[name] = sum(known) if len(known) == len(shares) else None

@@ -10,11 +10,10 @@ B A contains cross terms p_i p_j s_i B_i A_j that no client trained: the aggrega
 clients begin from one A, drawn from the run's seed: factors that began apart do not average.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.adapter import Adapter
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, mean
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,6 @@ class FedAvg(Strategy):
         """The same factors for every client."""
         return GlobalModel(start=fresh)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """The weighted mean of each factor."""
-        return GlobalModel(merged=model.merged, start=mean(updates))
+        return Aggregated(GlobalModel(merged=model.merged, start=mean(cohort.updates)))

@@ -11,7 +11,6 @@ the differences is zero: rank K r, no difference of large terms, and exactly zer
 agree. The authors form it densely and weigh all clients alike (clients.weights=uniform).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from adapters.adapter import Adapter, Delta, Factors
 from adapters.algebra import add, stack
 from adapters.refactoring import compact
 from adapters.terms import PLUS, Term
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, mean
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,17 @@ class FedExLora(Strategy):
         """The same factors for every client."""
         return GlobalModel(start=fresh)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """The mean of each factor, and the residual."""
-        start = mean(updates)
+        start = mean(cohort.updates)
         residual: Delta = stack(
-            [_difference(update.adapter, start) for update in updates],
-            [update.weight for update in updates],
+            [_difference(update.adapter, start) for update in cohort.updates],
+            [update.weight for update in cohort.updates],
         )
         merged = residual
         if model.merged is not None:
             merged = add([model.merged, residual], [1.0, 1.0])
-        return GlobalModel(compact(merged), start, increment=(Term(PLUS, residual),))
+        return Aggregated(GlobalModel(compact(merged), start), gained=(Term(PLUS, residual),))
 
 
 def _difference(adapter: Adapter, mean: Adapter) -> Adapter:

@@ -11,13 +11,12 @@ A classifier's head stays with its client too, as in the authors' runs on GLUE, 
 and `classifier` local.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from adapters.adapter import Adapter, Factors
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, mean
 from wire.rules import LocalRule
 
 
@@ -48,7 +47,8 @@ class FedSaLora(Strategy):
         """Both factors train, A alone travels."""
         return LocalRule(sends="A", receives="A", keeps_b=True, keeps_head=True)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """The mean of A."""
-        modules = {n: Factors(f.a, np.zeros_like(f.b), 1.0) for n, f in mean(updates).items()}
-        return GlobalModel(merged=model.merged, start=Adapter(modules))
+        average = mean(cohort.updates)
+        modules = {n: Factors(f.a, np.zeros_like(f.b), 1.0) for n, f in average.items()}
+        return Aggregated(GlobalModel(merged=model.merged, start=Adapter(modules)))

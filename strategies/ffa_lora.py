@@ -9,11 +9,10 @@ With one A for all, sum_k p_k s_k B_k A_0 is the mean of the deltas itself. The 
 the column space of B is learned. A_0 comes from the run's seed on every site and never travels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.adapter import Adapter, Factors
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, mean
 from wire.rules import LocalRule
 
 
@@ -43,11 +42,9 @@ class FfaLora(Strategy):
         """B trains and travels; A is drawn on the site."""
         return LocalRule(trains="B", sends="B", receives="B")
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """A as it was, the mean of B."""
         assert model.start is not None
-        average = mean(updates)
-        return GlobalModel(
-            merged=model.merged,
-            start=Adapter({n: Factors(f.a, average[n].b, 1.0) for n, f in model.start.items()}),
-        )
+        average = mean(cohort.updates)
+        start = Adapter({n: Factors(f.a, average[n].b, 1.0) for n, f in model.start.items()})
+        return Aggregated(GlobalModel(merged=model.merged, start=start))

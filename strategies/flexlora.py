@@ -12,14 +12,13 @@ decomposition is that of the stacked factors where they are the smaller form
 (adapters/refactoring.py), which is the same.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.adapter import Adapter
 from adapters.algebra import with_row_norm
 from adapters.refactoring import refactor
 from strategies.padding import largest_rank
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, ideal_increment
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class FlexLora(Strategy):
         """The same factors for every client, at the largest rank."""
         return GlobalModel(start=fresh)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """The best approximation of the mean delta, its rows of A orthonormal."""
-        rank = largest_rank(model, updates)
-        best = refactor(ideal_increment(updates), rank=rank).adapter
-        return GlobalModel(merged=model.merged, start=with_row_norm(best, 1.0))
+        rank = largest_rank(model, cohort.updates)
+        best = refactor(cohort.total, rank=rank).adapter
+        return Aggregated(GlobalModel(merged=model.merged, start=with_row_norm(best, 1.0)))

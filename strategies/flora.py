@@ -14,13 +14,12 @@ the paper's rule and its known weakness; `policy` offers others (strategies/warm
 same global model.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from adapters.adapter import Adapter
 from adapters.algebra import add
 from adapters.refactoring import compact
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, ideal_increment
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy
 from strategies.warm_start import RANDOM, begin_next_round, without_start
 from wire.rules import LocalRule
 
@@ -51,18 +50,17 @@ class Flora(Strategy):
 
     def begin(self, fresh: Adapter) -> GlobalModel:
         """The bare base: each client draws its own factors."""
-        return GlobalModel(memory={"rank": fresh.rank})
+        return GlobalModel(state={"rank": fresh.rank})
 
     def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
         """No client loses a direction of a warm start."""
         return LocalRule(freezes_tail=True)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """Stack, add to what was merged before, and rewrite in the cheapest form."""
-        total = trained = ideal_increment(updates)
+        total = trained = cohort.total
         if model.merged is not None:
             total = add([model.merged, trained], [1.0, 1.0])
         after = begin_next_round(self.policy, model, compact(total, self.energy))
-        if self.energy < 1.0:
-            return after
-        return replace(after, increment=without_start(trained, after))
+        gained = without_start(trained, after) if self.energy == 1.0 else None
+        return Aggregated(after, gained)

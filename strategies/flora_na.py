@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from adapters.adapter import Adapter, Factors
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, mean
 
 SWEEPS = 10
 
@@ -48,15 +48,16 @@ class FloraNa(Strategy):
         """The same factors for every client."""
         return GlobalModel(start=fresh)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """Mix the factors of each module."""
+        updates = cohort.updates
         weights = np.array([update.weight for update in updates])
         modules = {}
         for name, average in mean(updates).items():
             factors = [update.adapter[name] for update in updates]
             moved = any(f.b.any() for f in factors)
             modules[name] = mixed(factors, weights) if moved else average
-        return GlobalModel(merged=model.merged, start=Adapter(modules))
+        return Aggregated(GlobalModel(merged=model.merged, start=Adapter(modules)))
 
 
 def mixed(factors: Sequence[Factors], weights: Any) -> Factors:

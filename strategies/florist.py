@@ -12,14 +12,13 @@ again, unlike in `flora` with an energy below 1. The paper's thresholds lie betw
 task; 0.9 here.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from adapters.adapter import Adapter
 from adapters.algebra import add
 from adapters.refactoring import compact
 from adapters.terms import PLUS, Term
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, ideal_increment
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy
 from strategies.warm_start import RANDOM, begin_next_round, without_start
 from wire.rules import LocalRule
 
@@ -50,15 +49,15 @@ class Florist(Strategy):
 
     def begin(self, fresh: Adapter) -> GlobalModel:
         """The bare base: each client draws its own factors."""
-        return GlobalModel(memory={"rank": fresh.rank})
+        return GlobalModel(state={"rank": fresh.rank})
 
     def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
         """No client loses a direction of a warm start."""
         return LocalRule(freezes_tail=True)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """Stack what the clients moved, cut, and add to what was there before."""
-        moved, before = ideal_increment(updates), model.total()
+        moved, before = cohort.total, model.total()
         if model.start is not None:
             moved = add([moved, model.start], [1.0, -1.0])
         total = added = compact(moved, self.energy)
@@ -66,4 +65,4 @@ class Florist(Strategy):
             total = compact(add([before, added], [1.0, 1.0]))
         after = begin_next_round(self.policy, model, total)
         came_back = () if model.start is None else (Term(PLUS, model.start),)
-        return replace(after, increment=(*came_back, *without_start(added, after)))
+        return Aggregated(after, (*came_back, *without_start(added, after)))

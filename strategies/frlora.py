@@ -24,9 +24,9 @@ import numpy as np
 from adapters.adapter import Adapter, Factors, FloatArray
 from adapters.algebra import add, rescale, stack
 from adapters.refactoring import compact
-from adapters.terms import MINUS, STEP, Term, stepped
+from adapters.terms import STEP, Term, stepped
 from core.errors import AdapterError
-from strategies.strategy import GlobalModel, Properties, Strategy, Update
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, Update
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,17 @@ class FrLora(Strategy):
 
     def begin(self, fresh: Adapter) -> GlobalModel:
         """The leading directions of the base, which are taken out of it."""
-        taken_out = stack([fresh], [-1.0])
-        return GlobalModel(taken_out, start=fresh, increment=(Term(MINUS, fresh),))
+        return GlobalModel(stack([fresh], [-1.0]), start=fresh)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """What the mean of the factors moved goes into merged."""
         assert model.merged is not None
         assert model.start is not None
-        step = mean_step(model.start, updates)
+        step = mean_step(model.start, cohort.updates)
         if not any(f.a.any() or f.b.any() for f in step.values()):
-            return GlobalModel(model.merged, model.start)
+            return Aggregated(GlobalModel(model.merged, model.start))
         merged = compact(add([model.merged, stepped(model.start, step)], [1.0, 1.0]))
-        return GlobalModel(merged, model.start, increment=(Term(STEP, step),))
+        return Aggregated(GlobalModel(merged, model.start), gained=(Term(STEP, step),))
 
 
 def mean_step(start: Adapter, updates: Sequence[Update]) -> Adapter:

@@ -17,13 +17,20 @@ to 50 have no rest, are not penalised and never fall. A client whose change is l
 norm, and so its weight back that a robust rule took: clients.weights=geometric-median is refused.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from adapters.adapter import Adapter
 from adapters.algebra import norm
 from strategies.padding import pad_updates
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from strategies.strategy import (
+    Aggregated,
+    Cohort,
+    GlobalModel,
+    Properties,
+    Strategy,
+    mean,
+    whole_number,
+)
 from wire.rules import LocalRule
 
 
@@ -61,14 +68,15 @@ class HetLora(Strategy):
     def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
         """Train at the rank that is left, with the penalty on its last directions."""
         return LocalRule(
-            rank=int(model.memory.get(client, 0)),
+            rank=whole_number(model.state, client, 0),
             prune=self.prune,
             min_rank=self.min_rank,
             penalty=self.penalty,
         )
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """The mean of the padded factors, and the ranks that the clients came back with."""
+        updates = cohort.updates
         sizes = [update.weight * norm(update.adapter) for update in updates]
         if sum(sizes) > 0.0:
             updates = [
@@ -76,8 +84,5 @@ class HetLora(Strategy):
                 for update, size in zip(updates, sizes, strict=True)
             ]
         ranks = {update.client: update.adapter.rank for update in updates}
-        return GlobalModel(
-            merged=model.merged,
-            start=mean(pad_updates(model, updates)),
-            memory={**model.memory, **ranks},
-        )
+        start = mean(pad_updates(model, updates))
+        return Aggregated(GlobalModel(model.merged, start, state={**model.state, **ranks}))

@@ -6,14 +6,13 @@ Formed in float64 at full rank, by none of the algebra that the other methods re
 travels whole: what an exact server would send that knew nothing of low rank.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from adapters.adapter import Adapter, Delta, Dense, Form
-from strategies.strategy import GlobalModel, Properties, Strategy, Update
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,12 @@ class Ideal(Strategy):
         """The bare base: each client draws its own factors."""
         return GlobalModel()
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """Add up the products."""
         modules = {}
-        for name in updates[0].adapter:
+        for name in cohort.updates[0].adapter:
             b, a = [], []
-            for update in updates:
+            for update in cohort.updates:
                 f = update.adapter[name]
                 b.append(update.weight * f.scale * f.b.astype(np.float64))
                 a.append(f.a.astype(np.float64))
@@ -51,7 +50,7 @@ class Ideal(Strategy):
             if model.merged is not None:
                 total += _dense(model.merged[name])
             modules[name] = Dense(np.asarray(total, np.float32))
-        return GlobalModel(merged=Delta(modules))
+        return Aggregated(GlobalModel(merged=Delta(modules)))
 
 
 def _dense(form: Form) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -22,7 +22,7 @@ import numpy as np
 from adapters.adapter import Adapter, Factors
 from adapters.dense import side_by_side
 from strategies.padding import pad_updates
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, Update, mean
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,12 @@ class LoraFair(Strategy):
         """The same factors for every client, at the largest rank."""
         return GlobalModel(start=fresh)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """The mean of each factor, B corrected, module by module."""
+        updates = cohort.updates
         average = mean(pad_updates(model, updates))
-        return GlobalModel(
-            merged=model.merged,
-            start=Adapter({n: self._corrected(f, updates, n) for n, f in average.items()}),
-        )
+        start = Adapter({n: self._corrected(f, updates, n) for n, f in average.items()})
+        return Aggregated(GlobalModel(merged=model.merged, start=start))
 
     def _corrected(self, average: Factors, updates: Sequence[Update], module: str) -> Factors:
         a = average.a.astype(np.float64)

@@ -17,7 +17,7 @@ from adapters.adapter import Adapter, Delta, Form, same_shapes
 from adapters.algebra import as_few_factors, norm_of_product, total_norm, truncate
 from adapters.dense import DoubleArray, side_by_side, summed
 from adapters.refactoring import effective_rank, spectrum, spectrum_of_product
-from strategies.strategy import GlobalModel, Update, ideal_increment
+from strategies.strategy import Cohort, GlobalModel
 
 Terms: TypeAlias = Sequence[tuple[float, Delta]]
 """A linear combination of deltas."""
@@ -26,7 +26,7 @@ ROUNDING = 1e-6
 
 
 def ideal_change(
-    updates: Sequence[Update],
+    cohort: Cohort,
     began: Adapter | None,
     ranks: Sequence[int] | None = None,
 ) -> Terms:
@@ -34,16 +34,18 @@ def ideal_change(
 
     began: the start as the clients received it; None where each began from fresh factors.
     ranks: how many directions of it each client began from; by default those that came back.
-        Updates beyond these are what the clients kept frozen, which is no change.
+        What they kept frozen is no change.
     """
-    terms: list[tuple[float, Delta]] = [(1.0, ideal_increment(updates))]
+    terms: list[tuple[float, Delta]] = [(1.0, cohort.total)]
     if began is None:
         return terms
+    updates = cohort.updates
     ranks = [update.adapter.rank for update in updates] if ranks is None else ranks
     seen: dict[int, float] = {}
-    for update, rank in zip(updates, ranks, strict=False):
+    for update, rank in zip(updates, ranks, strict=True):
         seen[min(rank, began.rank)] = seen.get(min(rank, began.rank), 0.0) + update.weight
-    terms += [(-update.weight, update.adapter) for update in updates[len(ranks) :]]
+    if cohort.frozen is not None:
+        terms.append((-1.0, cohort.frozen))
     return [*terms, *((-weight, truncate(began, rank)) for rank, weight in sorted(seen.items()))]
 
 

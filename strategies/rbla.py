@@ -10,14 +10,13 @@ those of few clients. A direction that nobody in the cohort trains stays as it w
 later work of the same kind, also sorts the result by singular values; this file does not.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from adapters.adapter import Adapter, Factors
 from strategies.padding import largest_rank
-from strategies.strategy import GlobalModel, Properties, Strategy, Update
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,9 @@ class Rbla(Strategy):
         """The same factors for every client, at the largest rank."""
         return GlobalModel(start=fresh)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """Direction by direction."""
+        updates = cohort.updates
         rank = largest_rank(model, updates)
         modules = {}
         for name, (m, n) in updates[0].adapter.shapes.items():
@@ -64,4 +64,4 @@ class Rbla(Strategy):
                 a[: f.rank] += share[: f.rank, None] * f.a
                 b[:, : f.rank] += (share[: f.rank] * f.scale) * f.b
             modules[name] = Factors(a.astype(np.float32), b.astype(np.float32), 1.0)
-        return GlobalModel(merged=model.merged, start=Adapter(modules))
+        return Aggregated(GlobalModel(merged=model.merged, start=Adapter(modules)))

@@ -11,11 +11,10 @@ trained factor travels up. Both travel down, so that a client that joins late or
 right all the same; one that was there in the last round would need only the factor that changed.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.adapter import Adapter, Factors
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, mean
 from wire.rules import LocalRule
 
 OTHER = {"A": "B", "B": "A"}
@@ -41,21 +40,22 @@ class RoLora(Strategy):
 
     def begin(self, fresh: Adapter) -> GlobalModel:
         """B is zero and has the first turn."""
-        return GlobalModel(start=fresh, memory={"turn": "B"})
+        return GlobalModel(start=fresh, state={"turn": "B"})
 
     def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
         """The factor whose turn it is trains and travels."""
-        turn = str(model.memory["turn"])
+        turn = str(model.state["turn"])
         return LocalRule(trains=turn, sends=turn)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """The mean of the factor in turn; then it is the other's turn."""
         assert model.start is not None
-        turn, average = str(model.memory["turn"]), mean(updates)
+        turn, average = str(model.state["turn"]), mean(cohort.updates)
         modules = {}
         for name, old in model.start.items():
             if turn == "A":
                 modules[name] = Factors(average[name].a, old.b, old.scale)
             else:
                 modules[name] = Factors(old.a, average[name].b, 1.0)
-        return GlobalModel(model.merged, Adapter(modules), memory={"turn": OTHER[turn]})
+        after = GlobalModel(model.merged, Adapter(modules), state={"turn": OTHER[turn]})
+        return Aggregated(after)

@@ -9,13 +9,15 @@ training from; without one each client draws fresh factors (A random, B zero).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from adapters.adapter import Adapter, Delta
+from adapters.adapter import Adapter, Delta, FloatArray
 from adapters.algebra import add, mean_of_factors
 from adapters.head import Head
 from adapters.terms import Term
 from wire.rules import LocalRule
+
+State: TypeAlias = Mapping[str, Adapter | FloatArray | str | int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +28,8 @@ class GlobalModel:
     start: Adapter | None = None
     head: Head | None = None
     """What trains beside the factors; averaged by the server, unless each client keeps its own."""
-    memory: Mapping[str, str | int] = field(default_factory=dict)
-    """What the method itself must remember, such as whose turn it is."""
-    increment: tuple[Term, ...] | None = None
-    """What merged gained in the round, in terms that a site lacks or has (a start that it was
-    sent); None: the method does not tell, and all of merged travels anew."""
+    state: State = field(default_factory=dict)
+    """What the method itself must remember: whose turn it is, a momentum."""
 
     def total(self) -> Delta | None:
         """Merged + start in one; None while the global model is the base itself."""
@@ -44,17 +43,36 @@ class Update:
 
     client: str
     weight: float
-    """p_k, in (0, 1]; the weights of a round's clients sum to 1."""
+    """p_k, in (0, 1]; the weights of a cohort sum to 1."""
     adapter: Adapter
 
 
-class Updates(tuple[Update, ...]):
-    """All that a round brought; its sum is formed once, however many ask for it."""
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """What a round brought: the clients' updates, and what stayed frozen in their models."""
+
+    updates: Sequence[Update]
+    """At least one, in a fixed order."""
+    frozen: Adapter | None = None
+    """sum_k p_k delta of what client k kept frozen of the start, where the rule says so."""
 
     @cached_property
     def total(self) -> Delta:
-        """sum_k p_k s_k B_k A_k."""
-        return add([update.adapter for update in self], [update.weight for update in self])
+        """sum_k p_k s_k B_k A_k, with what stayed frozen: formed once, however many ask for it."""
+        kept = [] if self.frozen is None else [self.frozen]
+        adapters = [update.adapter for update in self.updates]
+        weights = [update.weight for update in self.updates]
+        return add([*adapters, *kept], [*weights, *(1.0 for _ in kept)])
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregated:
+    """What a method makes of a cohort."""
+
+    model: GlobalModel
+    gained: tuple[Term, ...] | None = None
+    """What merged gained in the round, in terms that a site lacks or has (a start that it was
+    sent); None: the method does not tell, and all of merged travels anew."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +105,8 @@ class Properties:
     personal: bool = False
     """Each client has a model of its own, and there is no global one."""
     begins_from_base: bool = False
-    """`begin` needs the leading singular directions of the base weights instead of random ones."""
+    """`begin` needs the leading singular directions of the base weights instead of random ones.
+    They are the start, and merged is less the start, so that the global model is the base."""
 
 
 class Strategy(Protocol):
@@ -111,19 +130,20 @@ class Strategy(Protocol):
         """What this client is asked to do with this model."""
         return LocalRule()
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
-        """The next global model from this one and at least one client's trained factors.
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
+        """The next global model from this one and what a round brought.
 
         The caller passes updates in a fixed order, with weights that sum to 1, and takes care of
-        the head. Where the rule froze tails, what the clients kept comes last, as one more update
-        of weight 1.
+        the head.
         """
         ...
 
 
-def ideal_increment(updates: Sequence[Update]) -> Delta:
-    """sum_k p_k s_k B_k A_k: what a noiseless server adds to W + delta(merged)."""
-    return (updates if isinstance(updates, Updates) else Updates(updates)).total
+def whole_number(state: State, name: str, default: int) -> int:
+    """The whole number of this name in a method's state."""
+    value = state.get(name, default)
+    assert isinstance(value, int)
+    return value
 
 
 def mean(updates: Sequence[Update]) -> Adapter:

@@ -29,7 +29,7 @@ from adapters.dense import summed
 from adapters.refactoring import compact, leading, refactor
 from adapters.terms import MINUS, PLUS, Term
 from core.errors import UsageError
-from strategies.strategy import GlobalModel
+from strategies.strategy import GlobalModel, whole_number
 
 RANDOM = "random"
 POLICIES = (RANDOM, "keep-a", "increment", "global")
@@ -50,18 +50,18 @@ def begin_next_round(policy: str, before: GlobalModel, total: Delta) -> GlobalMo
 
     before: the global model that the round began from; its memory holds the `rank` of starts.
     """
-    rank = int(before.memory["rank"]) if "rank" in before.memory else total.rank
+    rank = whole_number(before.state, "rank", total.rank)
     if policy == RANDOM:
-        return GlobalModel(merged=total, memory=before.memory)
+        return GlobalModel(merged=total, state=before.state)
     old = None if policy == "global" else before.total()
     newest = total if old is None else add([total, old], [1.0, -1.0])
     first, beyond = _split(newest, rank, module_norms([(1.0, total)]))
     start = with_row_norm(first, FRESH_ROW_NORM)
     if policy == "keep-a":
-        return GlobalModel(merged=total, start=_without_b(start), memory=before.memory)
+        return GlobalModel(merged=total, start=_without_b(start), state=before.state)
     if old is not None:  # a sum, not total - start: that would leave rounding at full rank
         beyond = compact(add([old, beyond], [1.0, 1.0]))
-    return GlobalModel(merged=beyond, start=start, memory=before.memory)
+    return GlobalModel(merged=beyond, start=start, state=before.state)
 
 
 def without_start(added: Delta, after: GlobalModel) -> tuple[Term, ...]:

@@ -10,12 +10,11 @@ A client of rank r_k goes on from the first r_k rows of A and columns of B. Besi
 terms, the zeros of low-rank clients dilute the directions that only high-rank clients train.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.adapter import Adapter
 from strategies.padding import pad_updates
-from strategies.strategy import GlobalModel, Properties, Strategy, Update, mean
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, mean
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class ZeroPadding(Strategy):
         """The same factors for every client, at the largest rank."""
         return GlobalModel(start=fresh)
 
-    def aggregate(self, model: GlobalModel, updates: Sequence[Update]) -> GlobalModel:
+    def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:
         """The weighted mean of the padded factors; the rank of the global model never falls."""
-        return GlobalModel(merged=model.merged, start=mean(pad_updates(model, updates)))
+        start = mean(pad_updates(model, cohort.updates))
+        return Aggregated(GlobalModel(merged=model.merged, start=start))

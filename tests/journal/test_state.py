@@ -1,5 +1,6 @@
 """What is saved comes back bit for bit, and nothing half-written is ever taken for whole."""
 
+import json
 import re
 import resource
 import signal
@@ -42,16 +43,45 @@ def assert_same(loaded: ServerState | None, saved: ServerState) -> None:
 
 def test_head_memory_and_data_come_back_too(tmp_path: Path) -> None:
     head = {"score.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7}
-    model = GlobalModel(head=head, memory={"turn": "A", "client-00": 3})
+    model = GlobalModel(head=head, state={"turn": "A", "client-00": 3})
     data = {"oslo": "0123abcd", "bergen": ""}
     save_state(ServerState(4, model, BASE, SHAPES, 0, head_shapes(head), data=data), tmp_path)
     loaded = load_state(tmp_path)
     assert loaded is not None
     assert loaded.model.head is not None
     assert pack_head(loaded.model.head) == pack_head(head)
-    assert dict(loaded.model.memory) == {"turn": "A", "client-00": 3}
+    assert dict(loaded.model.state) == {"turn": "A", "client-00": 3}
     assert dict(loaded.head_shapes) == {"score.weight": (2, 3)}
     assert loaded.data == data
+
+
+def test_what_a_method_remembers_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    counts = np.random.default_rng(1).standard_normal(5).astype(np.float32)
+    held = {"momentum": some_adapter(3), "counts": counts, "turn": "B", "rounds": 7}
+    save_state(ServerState(2, GlobalModel(state=held), BASE, SHAPES, 0), tmp_path)
+    loaded = load_state(tmp_path)
+    assert loaded is not None
+    found = dict(loaded.model.state)
+    momentum, values = found.pop("momentum"), found.pop("counts")
+    assert isinstance(momentum, Adapter)
+    assert pack(momentum) == pack(some_adapter(3))
+    assert isinstance(values, np.ndarray)
+    assert values.tobytes() == counts.tobytes()
+    assert found == {"turn": "B", "rounds": 7}
+
+
+def test_a_state_of_format_4_is_read(tmp_path: Path) -> None:
+    """Words of the method stood in the manifest, as `memory`."""
+    state = some_state(3, True, True)
+    save_state(state, tmp_path)
+    path = tmp_path / "round-0003" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    memory = {"turn": "A", "client-00": 3}
+    path.write_text(json.dumps({**manifest, "format": "bouquet-state-4", "memory": memory}))
+    loaded = load_state(tmp_path)
+    assert_same(loaded, state)
+    assert loaded is not None
+    assert dict(loaded.model.state) == memory
 
 
 @pytest.mark.parametrize("merged", [True, False])

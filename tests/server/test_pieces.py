@@ -222,9 +222,12 @@ def test_a_site_that_lost_what_it_said_it_has_is_named_and_sent_everything_next(
     assert "client-01" in [client["client"] for client in fourth["clients"]]
 
 
-def model(merged: Delta, increment: Delta | None = None) -> GlobalModel:
-    told = None if increment is None else (Term(PLUS, increment),)
-    return GlobalModel(merged=merged, increment=told)
+def model(merged: Delta) -> GlobalModel:
+    return GlobalModel(merged=merged)
+
+
+def gain(added: Delta) -> tuple[Term]:
+    return (Term(PLUS, added),)
 
 
 def test_what_the_method_does_not_tell_apart_travels_whole() -> None:
@@ -251,8 +254,8 @@ def test_pieces_that_outgrow_merged_are_written_anew() -> None:
         total = dense if total is None else add(total, dense)
         parts = [step] if before.merged is None else [before.merged, step]
         merged = compact(added(parts, [1.0] * len(parts)))
-        after = model(merged, step)
-        pieces, held = in_pieces(pieces, before, after, "float32")
+        after = model(merged)
+        pieces, held = in_pieces(pieces, before, after, "float32", gain(step))
         assert held is not None
         assert distance(dense_deltas(held), total) <= 2e-6 * frobenius(total)
         values = sum(piece.delta.num_parameters for piece in pieces)

@@ -8,7 +8,7 @@ from adapters.peft_files import PeftAdapter
 from core.errors import UsageError
 from server.start_adapter import read_start_adapter, with_adapter
 from settings.run import run_settings
-from strategies.strategy import Strategy
+from strategies.strategy import Cohort, Strategy
 from tests.dense_oracle import add, dense_deltas
 from tests.strategies.cohorts import (
     CONFIGURATIONS,
@@ -37,7 +37,7 @@ def test_every_method_adds_its_rounds_to_it(
     assert_close(frozen(model), add(frozen(plain), dense_deltas(adapter)))
     assert model.start is plain.start
     replies = replies_to(strategy, plain, ranks, seed=1)
-    after, without = (strategy.aggregate(m, replies) for m in (model, plain))
+    after, without = (strategy.aggregate(m, Cohort(replies)).model for m in (model, plain))
     assert_close(total(after), add(total(without), dense_deltas(adapter)), relative=1e-5)
 
 

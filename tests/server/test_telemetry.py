@@ -7,9 +7,9 @@ from adapters.adapter import Adapter, Factors
 from adapters.algebra import beyond, pad, truncate
 from server.broadcast import Asked, broadcast
 from server.changes import COMPARED, Changes, compared, cosines, inner_products_of_changes
-from server.combining import changes_of, frozen_tails
+from server.combining import Combined, changes_of, frozen_tails
 from server.telemetry import missed_norms, round_record
-from strategies.strategy import GlobalModel, Update, Updates
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Update
 from strategies.zero_padding import ZeroPadding
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, add, dense_deltas, frobenius
@@ -60,21 +60,27 @@ def test_what_a_client_of_lower_rank_misses_is_the_rest_of_the_start() -> None:
 
 
 def record_of(
-    tails: list[Update], rule: LocalRule | None = None, asked_ranks: tuple[int, ...] = RANKS
+    tails: Adapter | None, rule: LocalRule | None = None, asked_ranks: tuple[int, ...] = RANKS
 ) -> dict[str, object]:
     before = GlobalModel(start=START)
     updates = [Update(f"c{k}", w, TRAINED[k]) for k, w in enumerate(WEIGHTS)]
-    after = ZeroPadding().aggregate(before, updates)
+    after = ZeroPadding().aggregate(before, Cohort(updates)).model
     replies = [replied(TRAINED[k], f"c{k}", rank) for k, rank in enumerate(asked_ranks)]
-    rule = rule or LocalRule(freezes_tail=bool(tails))
+    rule = rule or LocalRule(freezes_tail=tails is not None)
     asked = [Asked(reply.asked.member, rule) for reply in replies]
-    sent, changes = broadcast(before, "float32"), changes_of(replies, START)
-    whole = Updates([*updates, *tails])
-    return round_record(1, before, after, asked, sent, replies, whole, changes, [])
+    combined = Combined(
+        before,
+        replies,
+        Cohort(updates, tails),
+        changes_of(replies, START),
+        rule.freezes_tail,
+        Aggregated(after),
+    )
+    return round_record(1, combined, after, asked, broadcast(before, "float32"), [])
 
 
 def test_a_record_holds_norms_cosines_and_distribution_noise_by_module() -> None:
-    record = record_of([])
+    record = record_of(None)
     changes = dense_changes(START)
     clients = record["clients"]
     assert isinstance(clients, list)
@@ -85,7 +91,7 @@ def test_a_record_holds_norms_cosines_and_distribution_noise_by_module() -> None
     ideal = {n: sum(w * c[n] for w, c in zip(WEIGHTS, changes, strict=True)) for n in SHAPES}
     assert record["ideal_change_norm"] == pytest.approx(frobenius(ideal), rel=1e-6)
     updates = [Update("", w, adapter) for w, adapter in zip(WEIGHTS, TRAINED, strict=True)]
-    after = ZeroPadding().aggregate(GlobalModel(start=START), updates)
+    after = ZeroPadding().aggregate(GlobalModel(start=START), Cohort(updates)).model
     assert after.start is not None
     missed = frobenius(dense_deltas(beyond(after.start, 2)))
     assert clients[1]["distribution_noise"] == pytest.approx(missed / frobenius(ideal), rel=1e-6)
@@ -102,7 +108,7 @@ def test_a_record_holds_norms_cosines_and_distribution_noise_by_module() -> None
 
 def test_what_a_client_cut_off_in_its_round_is_part_of_its_change() -> None:
     """It began from as many directions as it was asked to train, and fewer came back."""
-    clients = record_of([], asked_ranks=(5, 4, 3))["clients"]
+    clients = record_of(None, asked_ranks=(5, 4, 3))["clients"]
     assert isinstance(clients, list)
     began = dense_deltas(truncate(START, 4))
     change = add(dense_deltas(TRAINED[1]), began, -1.0)
@@ -110,7 +116,7 @@ def test_what_a_client_cut_off_in_its_round_is_part_of_its_change() -> None:
 
 
 def test_what_never_travelled_is_null_and_not_zero() -> None:
-    record = record_of([], LocalRule(sends="A", receives="A", keeps_b=True))
+    record = record_of(None, LocalRule(sends="A", receives="A", keeps_b=True))
     for name in (
         "aggregation_noise",
         "noise_relative_to_model",
@@ -131,18 +137,20 @@ def test_what_never_travelled_is_null_and_not_zero() -> None:
 @pytest.mark.parametrize("keeps_b", [True, False])
 def test_the_sum_of_what_clients_changed_is_formed_only_where_it_is_known(keeps_b: bool) -> None:
     replies = [replied(TRAINED[0], "c", 5, tokens=0)]
-    whole = Updates([Update("c", 1.0, TRAINED[0])])
+    whole = Cohort([Update("c", 1.0, TRAINED[0])])
     asked = [Asked(replies[0].asked.member, LocalRule(keeps_b=keeps_b))]
     before = GlobalModel(start=START)
-    sent, changes = broadcast(before, "float32"), changes_of(replies, START)
-    round_record(1, before, before, asked, sent, replies, whole, changes, [])
+    combined = Combined(
+        before, replies, whole, changes_of(replies, START), False, Aggregated(before)
+    )
+    round_record(1, combined, before, asked, broadcast(before, "float32"), [])
     assert ("total" in vars(whole)) != keeps_b
 
 
 def test_a_frozen_tail_is_not_missed() -> None:
-    replies = [replied(TRAINED[k], f"c{k}", rank, tokens=0) for k, rank in enumerate(RANKS)]
     updates = [Update(f"c{k}", w, TRAINED[k]) for k, w in enumerate(WEIGHTS)]
-    tails = frozen_tails(replies, updates, START)
+    tails = frozen_tails(updates, START)
+    assert tails is not None
     clients = record_of(tails)["clients"]
     assert isinstance(clients, list)
     assert [client["distribution_noise"] for client in clients] == [0.0, 0.0, 0.0]
@@ -159,20 +167,18 @@ def test_scales_count() -> None:
 @pytest.mark.parametrize("rank", [1, 2, 4, 5, 8])
 def test_frozen_tails_together_are_the_weighted_sum_of_each(rank: int) -> None:
     start, weights = make_adapter(9, SHAPES, rank, 0.7), WEIGHTS
-    replies = [replied(TRAINED[k], f"c{k}", own, tokens=0) for k, own in enumerate(RANKS)]
     updates = [Update(f"c{k}", w, TRAINED[k]) for k, w in enumerate(weights)]
-    found = frozen_tails(replies, updates, start)
+    found = frozen_tails(updates, start)
     wanted = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     for weight, own in zip(weights, RANKS, strict=True):
         for name, delta in dense_deltas(beyond(start, own)).items():
             wanted[name] = wanted[name] + weight * delta
     if rank <= min(RANKS):
-        assert found == []
+        assert found is None
         return
-    (update,) = found
-    assert update.weight == 1.0
-    assert update.adapter.rank == rank - min(RANKS)
-    for name, delta in dense_deltas(update.adapter).items():
+    assert found is not None
+    assert found.rank == rank - min(RANKS)
+    for name, delta in dense_deltas(found).items():
         assert np.allclose(delta, wanted[name], atol=1e-6)
     assert frobenius(wanted) > 0.0
 
@@ -213,18 +219,15 @@ def test_of_many_clients_some_are_compared_the_same_ones_every_time() -> None:
     assert chosen == sorted(set(chosen or []))
     trained = [make_adapter(k, {"q": (6, 5)}, 1) for k in range(many)]
     replies = [replied(adapter, f"c{k}", 1, tokens=0) for k, adapter in enumerate(trained)]
-    updates = Updates([Update(f"c{k}", 1 / many, x) for k, x in enumerate(trained)])
-    model = ZeroPadding().aggregate(GlobalModel(), updates)
+    cohort = Cohort([Update(f"c{k}", 1 / many, x) for k, x in enumerate(trained)])
+    made, changes = ZeroPadding().aggregate(GlobalModel(), cohort), changes_of(replies, None)
     asked = [Asked(reply.asked.member, LocalRule()) for reply in replies]
     record = round_record(
         1,
-        GlobalModel(),
-        model,
+        Combined(GlobalModel(), replies, cohort, changes, False, made),
+        made.model,
         asked,
         broadcast(GlobalModel(), "float32"),
-        replies,
-        updates,
-        changes_of(replies, None),
         [],
         seed=3,
     )

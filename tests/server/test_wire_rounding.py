@@ -14,7 +14,7 @@ from server.broadcast import Broadcast, broadcast, broadcast_error, received_sta
 from server.rounds import run_rounds
 from strategies.noise import compare, ideal_change
 from strategies.registry import STRATEGIES, make_strategy
-from strategies.strategy import GlobalModel, Update, Updates
+from strategies.strategy import Cohort, GlobalModel, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, add, dense_deltas, distance, frobenius
 from tests.fake_clients import SHAPES, fake_app, fake_grid, settings_of
@@ -70,8 +70,8 @@ def test_of_an_exact_method_the_noise_is_what_the_wire_did_to_the_start(dtype: s
     began = received_start(before, sent)
     assert began is not None
     trained = [stepped(began, seed) for seed in (1, 2, 3)]
-    updates = Updates([Update(f"c{k}", 1 / 3, adapter) for k, adapter in enumerate(trained)])
-    after = make_strategy("fedex-lora").aggregate(before, updates)
+    updates = Cohort([Update(f"c{k}", 1 / 3, adapter) for k, adapter in enumerate(trained)])
+    after = make_strategy("fedex-lora").aggregate(before, updates).model
     found = compare(before, after, ideal_change(updates, began))
     changes = [add(dense_deltas(x), dense_deltas(began), -1.0) for x in trained]
     ideal = {n: sum(c[n] for c in changes) / 3 for n in SHAPES}

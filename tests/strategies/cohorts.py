@@ -4,7 +4,6 @@ What a client may reply is the method's to say (`Strategy.local_rule`): a factor
 or does not travel is as it was in `start`, and directions that it keeps frozen come back with it.
 """
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,11 +12,11 @@ import pytest
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import beyond, stack
 from strategies.registry import STRATEGIES, Options, make_strategy
-from strategies.strategy import GlobalModel, Strategy, Update
+from strategies.strategy import Aggregated, Cohort, GlobalModel, Strategy, Update
 from strategies.warm_start import POLICIES, RANDOM
 from tests.adapter_generators import make_factors
 from tests.dense_oracle import Deltas, dense_deltas, distance, frobenius
-from wire.codec import pack, unpack, unpack_delta
+from wire.model import pack_model, unpack_model
 from wire.rules import BOTH, LocalRule
 
 SHAPES = {
@@ -112,10 +111,15 @@ def begun(strategy: Strategy, ranks: Sequence[int]) -> GlobalModel:
     return strategy.begin(draw(SHAPES, max(ranks), seed=1, scale=2.0))
 
 
+def made_of(strategy: Strategy, model: GlobalModel, ranks: Sequence[int], seed: int) -> Aggregated:
+    """What the method makes of a whole cohort's replies."""
+    return strategy.aggregate(model, Cohort(replies_to(strategy, model, ranks, seed)))
+
+
 def model_after(strategy: Strategy, ranks: Sequence[int], rounds: int) -> GlobalModel:
     model = begun(strategy, ranks)
     for number in range(rounds):
-        model = strategy.aggregate(model, replies_to(strategy, model, ranks, seed=number + 1))
+        model = made_of(strategy, model, ranks, seed=number + 1).model
     return model
 
 
@@ -134,17 +138,11 @@ def assert_close(x: Deltas, y: Deltas, relative: float = 2e-6) -> None:
     assert frobenius(y) > 0.0  # zeros would agree with each other for nothing
 
 
-def packed(model: GlobalModel) -> list[bytes | None]:
+def packed(model: GlobalModel) -> dict[str, bytes]:
     """Everything of a model that a method makes, as it is saved."""
-    parts = [None if part is None else pack(part) for part in (model.merged, model.start)]
-    return [*parts, json.dumps(dict(model.memory)).encode()]
+    return pack_model(model.merged, model.start, state=model.state)
 
 
 def reloaded(model: GlobalModel) -> GlobalModel:
     """The model, saved and loaded."""
-    merged, start, memory = packed(model)
-    return GlobalModel(
-        merged=None if merged is None else unpack_delta(merged),
-        start=None if start is None else unpack(start),
-        memory=json.loads(memory or b"{}"),
-    )
+    return GlobalModel(*unpack_model(packed(model), {}))

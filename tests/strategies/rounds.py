@@ -17,7 +17,7 @@ import numpy as np
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import beyond, rescale, stack, truncate
 from strategies.registry import STRATEGIES, Options, make_strategy
-from strategies.strategy import GlobalModel, Strategy, Update
+from strategies.strategy import Cohort, GlobalModel, Strategy, Update
 from strategies.warm_start import POLICIES, RANDOM
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, Dense, add, double
@@ -235,7 +235,7 @@ class Played:
             whole = with_tail(strategy, before, client, sent)
             updates.append(Update(client.name, shares[client.name], whole))
         self.before, self.updates, self.shares = before, updates, shares
-        self.model = strategy.aggregate(before, updates)
+        self.model = strategy.aggregate(before, Cohort(updates)).model
         self.oracle.round(dense_sent, shares)
         self.moved = add(self.oracle.delta(), held, -1.0)
 

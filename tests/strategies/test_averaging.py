@@ -6,7 +6,7 @@ import pytest
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import truncate
 from strategies.registry import make_strategy
-from strategies.strategy import GlobalModel, Update
+from strategies.strategy import Cohort, GlobalModel, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import (
     dense_deltas,
@@ -43,7 +43,7 @@ def test_one_round_of_averaging_is_the_sum_of_its_cross_terms(
     strategy, updates = make_strategy(name), updates_of(clients)
     model = strategy.begin(draw(SHAPES, start_rank, seed=3, scale=1.0))
     expected = dict(mean_of_padded_factors([u.adapter for u in updates], WEIGHTS))
-    after = strategy.aggregate(model, updates)
+    after = strategy.aggregate(model, Cohort(updates)).model
     assert distance(dense_deltas(after.total()), expected) <= 1e-6 * frobenius(expected)
 
 
@@ -65,7 +65,7 @@ def test_averaging_is_exact_where_the_clients_share_their_rows(
 ) -> None:
     updates, shared = sharing_rows(clients), draw(SHAPES, 8, seed=4, scale=1.0)
     model = make_strategy(name).begin(truncate(shared, max(client.rank for client in clients)))
-    after = dense_deltas(make_strategy(name).aggregate(model, updates).total())
+    after = dense_deltas(make_strategy(name).aggregate(model, Cohort(updates)).model.total())
     same_rank = len({client.rank for client in clients}) == 1
     expected = dense_sum([u.adapter for u in updates], WEIGHTS)
     error = distance(after, expected) / frobenius(expected)
@@ -76,7 +76,7 @@ def test_a_direction_that_no_present_client_has_stays_as_it_was_under_rbla() -> 
     strategy = make_strategy("rbla")
     before = GlobalModel(start=make_adapter(5, SHAPES, 8, 3.0))
     small = [u for u in updates_of(MIXED, seed=1) if u.client == "small"]
-    after = strategy.aggregate(before, [Update("small", 1.0, small[0].adapter)])
+    after = strategy.aggregate(before, Cohort([Update("small", 1.0, small[0].adapter)])).model
     assert before.start is not None
     assert after.start is not None
     for name, f in after.start.items():
@@ -93,8 +93,8 @@ def test_zeros_overwrite_a_direction_that_no_present_client_has_under_padding() 
     updates = updates_of(MIXED)
     for name in ("zero-padding", "hetlora", "lora-fair"):
         strategy = make_strategy(name)
-        before = strategy.aggregate(strategy.begin(draw(SHAPES, 8, 3, 1.0)), updates)
-        after = strategy.aggregate(before, [Update("small", 1.0, updates[1].adapter)])
+        before = strategy.aggregate(strategy.begin(draw(SHAPES, 8, 3, 1.0)), Cohort(updates)).model
+        after = strategy.aggregate(before, Cohort([Update("small", 1.0, updates[1].adapter)])).model
         assert after.start is not None
         assert after.start.rank == 8
         assert not any(f.a[2:].any() or f.b[:, 2:].any() for f in after.start.values())
@@ -106,18 +106,18 @@ def test_hetlora_weighs_by_p_k_times_the_size_of_the_delta() -> None:
     sizes = [u.weight * frobenius(dense_deltas(u.adapter)) for u in updates]
     shares = [size / sum(sizes) for size in sizes]
     expected = dict(mean_of_padded_factors([u.adapter for u in updates], shares))
-    after = dense_deltas(strategy.aggregate(before, updates).total())
+    after = dense_deltas(strategy.aggregate(before, Cohort(updates)).model.total())
     assert distance(after, expected) <= 1e-6 * frobenius(expected)
     assert max(abs(s - w) for s, w in zip(shares, WEIGHTS, strict=True)) > 0.1
 
 
 def test_hetlora_remembers_the_rank_of_clients_that_are_absent() -> None:
     strategy, updates = make_strategy("hetlora"), updates_of(MIXED)
-    model = strategy.aggregate(strategy.begin(draw(SHAPES, 8, 3, 1.0)), updates)
-    assert model.memory == {"big": 8, "small": 2, "middle": 6}
+    model = strategy.aggregate(strategy.begin(draw(SHAPES, 8, 3, 1.0)), Cohort(updates)).model
+    assert model.state == {"big": 8, "small": 2, "middle": 6}
     pruned = Update("big", 1.0, truncate(updates[0].adapter, 7))
-    model = strategy.aggregate(model, [pruned])
-    assert model.memory == {"big": 7, "small": 2, "middle": 6}
+    model = strategy.aggregate(model, Cohort([pruned])).model
+    assert model.state == {"big": 7, "small": 2, "middle": 6}
     asked = [strategy.local_rule(model, c).rank for c in ("big", "small", "middle", "new")]
     assert asked == [7, 2, 6, 0]
 
@@ -133,7 +133,7 @@ def test_hetlora_where_nobody_moved_keeps_the_weights_of_the_round() -> None:
     ]
     before = draw(SHAPES, 4, 3, 1.0)
     het, plain = (
-        make_strategy(n).aggregate(make_strategy(n).begin(before), still).start
+        make_strategy(n).aggregate(make_strategy(n).begin(before), Cohort(still)).model.start
         for n in ("hetlora", "zero-padding")
     )
     assert het is not None

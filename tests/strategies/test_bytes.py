@@ -5,21 +5,21 @@ The formulas are read as they stand: `b (r D + min(S T D, m n))`, with b = 1 for
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from adapters.adapter import Delta, Dense
-from server.pieces import distinct, in_pieces, start_piece
+from server.pieces import distinct, gained_at_first, in_pieces, start_piece
 from strategies.registry import STRATEGIES
-from strategies.strategy import GlobalModel, Strategy
+from strategies.strategy import Aggregated, GlobalModel, Strategy
 from tests.strategies.cohorts import (
     CONFIGURATIONS,
     SHAPES,
     begun,
     cohorts,
-    replies_to,
+    made_of,
     reply_of,
     total,
 )
@@ -85,9 +85,10 @@ class Site:
     held: frozenset[str] = frozenset()
     written_anew: bool = False
 
-    def receive(self, before: GlobalModel, after: GlobalModel, rule: LocalRule) -> int:
-        """The values that travel to it with `after`."""
-        self.pieces, _ = in_pieces(self.pieces, before, after, "float32")
+    def receive(self, before: GlobalModel, made: Aggregated, rule: LocalRule) -> int:
+        """The values that travel to it with the next model."""
+        after = made.model
+        self.pieces, _ = in_pieces(self.pieces, before, after, "float32", made.gained)
         versions = {piece.version for piece in self.pieces}
         self.written_anew = not self.held <= versions
         lacking = [p for p in distinct(self.pieces) if p.version not in self.held]
@@ -113,7 +114,7 @@ def test_bytes_up_are_what_a_client_sends(strategy: Strategy, ranks: tuple[int, 
             sent = reply_of(strategy, model, f"client-{k}", rank, seed=k).adapter
             wanted = promised(strategy.properties.bytes_up, rank, ranks, rounds, {})
             assert values(sent, rule.sends) == wanted
-        model = strategy.aggregate(model, replies_to(strategy, model, ranks, rounds))
+        model = made_of(strategy, model, ranks, rounds).model
 
 
 @pytest.mark.parametrize(("strategy", "ranks"), cohorts(CONFIGURATIONS))
@@ -121,11 +122,13 @@ def test_bytes_down_are_at_most_what_is_promised_and_soon_reach_it(
     strategy: Strategy, ranks: tuple[int, ...]
 ) -> None:
     """Or all of merged, in a round in which the pieces have outgrown it and are written anew."""
-    before, model, site = GlobalModel(), begun(strategy, ranks), Site(strategy)
+    before, first, site = GlobalModel(), begun(strategy, ranks), Site(strategy)
+    made = Aggregated(first, gained_at_first(strategy, first))
     kept, sent, wanted = dict.fromkeys(SHAPES, 0), 0.0, 0.0
     for rounds in range(ROUNDS):
         bound = promised(strategy.properties.bytes_down, ranks[0], ranks, rounds, kept)
-        values_now = site.receive(before, model, strategy.local_rule(model, "client-0"))
+        model = made.model
+        values_now = site.receive(before, made, strategy.local_rule(model, "client-0"))
         whole = promised("b (R D + m n)", ranks[0], ranks, rounds, kept)
         assert values_now <= (max(bound, whole) if site.written_anew else bound)
         if rounds and strategy.properties.bytes_down in FIXED and not site.written_anew:
@@ -133,9 +136,9 @@ def test_bytes_down_are_at_most_what_is_promised_and_soon_reach_it(
         if rounds:  # before round one some send nothing at all
             sent, wanted = sent + values_now, wanted + bound
         deltas = total(model)
-        before = replace(model, increment=None)
-        model = strategy.aggregate(before, replies_to(strategy, before, ranks, rounds))
-        for name, delta in total(model).items():
+        before = model
+        made = made_of(strategy, before, ranks, rounds)
+        for name, delta in total(made.model).items():
             moved = np.linalg.matrix_rank(delta - deltas[name], 1e-5 * np.linalg.norm(delta))
             kept[name] = int(moved)
     if strategy in PUBLISHED.values():  # less where the largest rank exceeds a module's dimensions

@@ -10,7 +10,7 @@ import pytest
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import norm, rescale
 from strategies.registry import make_strategy
-from strategies.strategy import GlobalModel, Strategy, Update
+from strategies.strategy import Cohort, GlobalModel, Strategy, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import dense_deltas, distance, double, frobenius
 from tests.strategies.cohorts import CONFIGURATIONS, EQUAL, SHAPES, model_after, total, trained
@@ -46,7 +46,7 @@ def test_a_model_that_nobody_moves_stays(strategy: Strategy) -> None:
             Update(f"client-{k}", share, as_it_began(model, scale, k))
             for k, (share, scale) in enumerate(zip(SHARES, SCALES, strict=True))
         ]
-        model = strategy.aggregate(model, updates)
+        model = strategy.aggregate(model, Cohort(updates)).model
     assert distance(total(model), expected) <= 2e-6 * whole
 
 
@@ -58,7 +58,7 @@ def test_frlora_is_exactly_the_base_as_long_as_nobody_moves() -> None:
             Update(f"client-{k}", share, as_it_began(model, scale, number))
             for k, (share, scale) in enumerate(zip(SHARES, SCALES, strict=True))
         ]
-        before, model = model, strategy.aggregate(model, updates)
+        before, model = model, strategy.aggregate(model, Cohort(updates)).model
         assert model.merged is before.merged
     assert model.start is not None
     assert frobenius(total(model)) <= 1e-14 * norm(model.start)
@@ -86,7 +86,7 @@ def test_frlora_follows_float64_over_hundreds_of_rounds(step: float) -> None:
             d_a, d_b = means[name]
             a, b = double(begin[name].a), begin[name].scale * double(begin[name].b)
             moved[name] += (b + d_b) @ (a + d_a) - b @ a
-        model = strategy.aggregate(model, updates)
+        model = strategy.aggregate(model, Cohort(updates)).model
     whole = frobenius(dense_deltas(begin))
     assert distance(total(model), moved) <= 1e-6 * (whole + frobenius(moved))
     assert frobenius(moved) > 0.01 * whole

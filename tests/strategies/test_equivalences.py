@@ -9,7 +9,7 @@ import pytest
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import rescale
 from strategies.registry import Options, make_strategy
-from strategies.strategy import GlobalModel, Strategy, Update
+from strategies.strategy import Cohort, GlobalModel, Strategy, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, dense_deltas, dense_sum, distance, double, frobenius
 from tests.strategies.rounds import EQUAL, MEMBERS, MIXED, SHAPES, Client, shares_of, train
@@ -27,7 +27,7 @@ def updates_of(*ranks: int, seed: int = 0) -> list[Update]:
 
 def after(strategy: Strategy, updates: list[Update], rank: int = 0) -> GlobalModel:
     largest = rank or max(u.adapter.rank for u in updates)
-    return strategy.aggregate(strategy.begin(draw(LARGE, largest, 1, 1.0)), updates)
+    return strategy.aggregate(strategy.begin(draw(LARGE, largest, 1, 1.0)), Cohort(updates)).model
 
 
 def total(model: GlobalModel) -> Deltas:
@@ -57,7 +57,10 @@ def test_florist_that_keeps_everything_is_flora(ranks: tuple[int, ...]) -> None:
     models = [florist.begin(draw(LARGE, 8, 1, 1.0)), flora.begin(draw(LARGE, 8, 1, 1.0))]
     for seed in range(4):
         updates = updates_of(*ranks, seed=seed)
-        models = [florist.aggregate(models[0], updates), flora.aggregate(models[1], updates)]
+        models = [
+            florist.aggregate(models[0], Cohort(updates)).model,
+            flora.aggregate(models[1], Cohort(updates)).model,
+        ]
         assert_same(total(models[0]), total(models[1]))
 
 
@@ -145,7 +148,7 @@ def test_rolora_takes_turns_and_changes_one_factor_at_a_time() -> None:
         turn = "BA"[number % 2]
         rule = strategy.local_rule(model, "anyone")
         assert (rule.trains, rule.sends, rule.receives) == (turn, turn, "both")
-        new = strategy.aggregate(model, updates_of(4, 4, 4, seed=number))
+        new = strategy.aggregate(model, Cohort(updates_of(4, 4, 4, seed=number))).model
         assert model.start is not None
         assert new.start is not None
         for name, f in new.start.items():
@@ -162,7 +165,7 @@ def test_ffa_lora_never_changes_a_and_sends_b_alone() -> None:
     for number in range(3):
         rule = strategy.local_rule(model, "anyone")
         assert (rule.trains, rule.sends, rule.receives) == ("B", "B", "B")
-        model = strategy.aggregate(model, updates_of(4, 4, 4, seed=number))
+        model = strategy.aggregate(model, Cohort(updates_of(4, 4, 4, seed=number))).model
         assert model.start is not None
         assert all(np.array_equal(f.a, begin[n].a) for n, f in model.start.items())
 
@@ -171,10 +174,10 @@ def test_frlora_begins_every_round_from_the_same_factors() -> None:
     strategy, base = make_strategy("frlora"), make_adapter(7, LARGE, 4, 2.0)
     model = strategy.begin(base)
     for number in range(3):
-        model = strategy.aggregate(model, updates_of(4, 4, 4, seed=number))
+        model = strategy.aggregate(model, Cohort(updates_of(4, 4, 4, seed=number))).model
         assert model.start is base
         still = [Update("x", 1.0, rescale(base, 0.5))]
-        assert_same(total(strategy.aggregate(model, still)), total(model))
+        assert_same(total(strategy.aggregate(model, Cohort(still)).model), total(model))
 
 
 @pytest.mark.parametrize("clients", [EQUAL, MIXED], ids=["equal", "mixed"])
@@ -189,7 +192,10 @@ def test_flora_is_the_dense_mean_over_many_rounds(clients: list[Client]) -> None
             Update(c.name, share, train(flora, GlobalModel(), c, fresh, [number, k]))
             for k, (c, share) in enumerate(zip(present, shares_of(present).values(), strict=True))
         ]
-        models = [flora.aggregate(models[0], updates), dense.aggregate(models[1], updates)]
+        models = [
+            flora.aggregate(models[0], Cohort(updates)).model,
+            dense.aggregate(models[1], Cohort(updates)).model,
+        ]
         for name, delta in dense_sum(
             [u.adapter for u in updates], [u.weight for u in updates]
         ).items():

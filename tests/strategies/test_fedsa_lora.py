@@ -12,7 +12,7 @@ import pytest
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import norm, rescale
 from strategies.registry import STRATEGIES, make_strategy
-from strategies.strategy import Update
+from strategies.strategy import Cohort, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, Dense, dense_deltas, distance, double, frobenius
 from tests.strategies.rounds import EQUAL, MEMBERS, SHAPES, Client, shares_of
@@ -65,7 +65,7 @@ def test_each_clients_own_model_follows_the_papers_formula(name: str) -> None:
                 site.exact[n] = site.exact[n] + client.scale * moved[n][1]
                 mean[n] = mean[n] + shares[client.name] * (shared[n] + moved[n][0])
             updates.append(Update(client.name, shares[client.name], Adapter(seen)))
-        model, shared = strategy.aggregate(model, updates), mean
+        model, shared = strategy.aggregate(model, Cohort(updates)).model, mean
         for site in sites:  # those that were absent too
             expected = {n: b @ shared[n] for n, b in site.exact.items()}
             assert frobenius(expected) > 0.1 or number == 0
@@ -85,7 +85,7 @@ def test_the_server_sends_the_mean_of_a_and_a_b_of_zero(name: str) -> None:
     updates = [
         Update(str(k), p, make_adapter(k, SHAPES, 4, k + 1.0)) for k, p in ((0, 0.7), (1, 0.3))
     ]
-    after = strategy.aggregate(strategy.begin(draw(SHAPES, 4, 3, 2.0)), updates)
+    after = strategy.aggregate(strategy.begin(draw(SHAPES, 4, 3, 2.0)), Cohort(updates)).model
     assert after.merged is None
     assert after.start is not None
     assert norm(after.start) == 0.0

@@ -10,7 +10,7 @@ from core.errors import AdapterError
 from strategies.flora import Flora
 from strategies.noise import compare, ideal_change
 from strategies.registry import Options, make_strategy
-from strategies.strategy import GlobalModel, Update
+from strategies.strategy import Cohort, GlobalModel, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import (
     Deltas,
@@ -50,7 +50,7 @@ def merged_of(model: GlobalModel) -> Delta:
 def test_the_rank_is_that_of_the_sum_until_the_matrix_is_the_smaller_form(
     ranks: tuple[int, ...],
 ) -> None:
-    merged = merged_of(Flora().aggregate(GlobalModel(), updates_of(*ranks)))
+    merged = merged_of(Flora().aggregate(GlobalModel(), Cohort(updates_of(*ranks))).model)
     for name, factors in merged.items():
         assert isinstance(factors, Factors) != pays_dense(sum(ranks), SHAPES[name])
         if not isinstance(factors, Factors):
@@ -62,7 +62,7 @@ def test_the_rank_is_that_of_the_sum_until_the_matrix_is_the_smaller_form(
 
 def test_no_clients_block_is_left_to_be_read() -> None:
     updates = updates_of(2, 3)
-    merged = merged_of(Flora().aggregate(GlobalModel(), updates))
+    merged = merged_of(Flora().aggregate(GlobalModel(), Cohort(updates)).model)
     for name, factors in merged.items():
         assert isinstance(factors, Factors)
         for row in np.concatenate([u.adapter[name].a for u in updates]):
@@ -75,7 +75,7 @@ def test_energy_truncates_each_module_as_declared(energy: float) -> None:
     strategy, before = Flora(energy), GlobalModel(merged=make_adapter(5, SHAPES, 4, 2.0))
     updates = updates_of(2, 4, 3)
     ideal = add(dense_deltas(before.merged), summed(updates))
-    for name, form in merged_of(strategy.aggregate(before, updates)).items():
+    for name, form in merged_of(strategy.aggregate(before, Cohort(updates)).model).items():
         rank = int(np.linalg.matrix_rank(dense(form), 1e-4 * np.linalg.norm(dense(form))))
         assert energy_kept(ideal[name], rank) >= energy
         assert energy_kept(ideal[name], rank - 1) < energy
@@ -88,8 +88,8 @@ def test_energy_truncates_each_module_as_declared(energy: float) -> None:
 @pytest.mark.parametrize("energy", ENERGIES)
 def test_what_energy_gives_up_is_logged_as_noise(energy: float) -> None:
     strategy, updates = Flora(energy), updates_of(2, 4, 3)
-    after = strategy.aggregate(GlobalModel(), updates)
-    noise = compare(GlobalModel(), after, ideal_change(updates, None)).noise
+    after = strategy.aggregate(GlobalModel(), Cohort(updates)).model
+    noise = compare(GlobalModel(), after, ideal_change(Cohort(updates), None)).noise
     assert noise is not None
     true = distance(dense_deltas(after.merged), summed(updates)) / frobenius(summed(updates))
     assert noise == pytest.approx(true, rel=1e-5, abs=1e-7)
@@ -106,11 +106,11 @@ def test_only_the_lossless_energy_is_declared_exact() -> None:
 @pytest.mark.parametrize("energy", [0.0, 1.5])
 def test_an_energy_that_cannot_be_kept_is_refused(energy: float) -> None:
     with pytest.raises(AdapterError, match=rf"energy must lie in \(0, 1\].*got {energy}"):
-        Flora(energy).aggregate(GlobalModel(), updates_of(2))
+        Flora(energy).aggregate(GlobalModel(), Cohort(updates_of(2)))
 
 
 def test_clients_that_differ_in_their_modules_are_refused() -> None:
     first, second = updates_of(2, 2)
     lacking = Adapter({"layers.1.q_proj": second.adapter["layers.1.q_proj"]})
     with pytest.raises(AdapterError, match=r"adapter 1 differs from adapter 0 in .*layers\.11"):
-        Flora().aggregate(GlobalModel(), [first, replace(second, adapter=lacking)])
+        Flora().aggregate(GlobalModel(), Cohort([first, replace(second, adapter=lacking)]))

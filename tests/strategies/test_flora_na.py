@@ -9,7 +9,7 @@ from adapters.adapter import Adapter, Factors, draw
 from core.errors import AdapterError
 from strategies.flora_na import mixed
 from strategies.registry import make_strategy
-from strategies.strategy import Update
+from strategies.strategy import Cohort, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Dense, dense, dense_deltas, dense_sum, distance, double
 
@@ -75,7 +75,7 @@ def test_it_is_nearer_to_the_mean_of_the_deltas_than_fedavg(seed: int, apart: fl
     errors = {}
     for name in ("flora-na", "fedavg"):
         strategy = make_strategy(name)
-        after = strategy.aggregate(strategy.begin(draw(SHAPES, 3, 1, 1.0)), updates)
+        after = strategy.aggregate(strategy.begin(draw(SHAPES, 3, 1, 1.0)), Cohort(updates)).model
         errors[name] = distance(dense_deltas(after.total()), expected)
     assert errors["flora-na"] < 0.99 * errors["fedavg"]
 
@@ -95,7 +95,7 @@ def test_where_no_client_moved_a_module_its_means_stay() -> None:
     still = [Adapter({n: Factors(f.a, 0 * f.b, f.scale) for n, f in x.items()}) for x in sent]
     strategy = make_strategy("flora-na")
     updates = [Update(str(k), 0.5, x) for k, x in enumerate(still)]
-    after = strategy.aggregate(strategy.begin(draw(SHAPES, 3, 1, 1.0)), updates)
+    after = strategy.aggregate(strategy.begin(draw(SHAPES, 3, 1, 1.0)), Cohort(updates)).model
     assert after.start is not None
     for name, f in after.start.items():
         np.testing.assert_allclose(
@@ -108,4 +108,4 @@ def test_mixed_ranks_are_refused_by_name() -> None:
     updates = [Update(str(r), 0.5, make_adapter(r, SHAPES, r)) for r in (2, 3)]
     strategy = make_strategy("flora-na")
     with pytest.raises(AdapterError, match=r"layers\.1\.q_proj comes with ranks \[2, 3\]"):
-        strategy.aggregate(strategy.begin(draw(SHAPES, 3, 1, 1.0)), updates)
+        strategy.aggregate(strategy.begin(draw(SHAPES, 3, 1, 1.0)), Cohort(updates))

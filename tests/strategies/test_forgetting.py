@@ -8,7 +8,7 @@ import pytest
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import beyond, rescale, stack, truncate
 from strategies.registry import STRATEGIES, make_strategy
-from strategies.strategy import GlobalModel, Strategy, Update
+from strategies.strategy import Cohort, GlobalModel, Strategy, Update
 from tests.dense_oracle import Deltas, distance, frobenius
 from tests.strategies.cohorts import asked_rank, model_after, total, trained
 
@@ -37,7 +37,7 @@ def share_left(strategy: Strategy) -> tuple[float, Deltas, Deltas]:
         Update(f"client-{k}", 0.5, untrained(strategy, model, f"client-{k}", RANKS[k]))
         for k in (2, 3)
     ]
-    after = total(strategy.aggregate(model, updates))
+    after = total(strategy.aggregate(model, Cohort(updates)).model)
     along = sum(float((after[name] * before[name]).sum()) for name in before)
     return along / frobenius(before) ** 2, before, after
 

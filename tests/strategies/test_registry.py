@@ -17,7 +17,7 @@ from strategies.registry import (
     make_strategy,
     refuse_ranks,
 )
-from strategies.strategy import Update
+from strategies.strategy import Cohort, Update
 from strategies.warm_start import POLICIES
 from tests.adapter_generators import make_adapter
 
@@ -142,4 +142,4 @@ def test_mixed_ranks_that_come_all_the_same_are_not_broadcast(name: str) -> None
     updates = [Update(str(r), 0.5, make_adapter(r, shapes, r)) for r in (1, 3)]
     strategy = make_strategy(name)
     with pytest.raises(AdapterError, match=r"q_proj comes with ranks \[1, 3\]"):
-        strategy.aggregate(strategy.begin(make_adapter(0, shapes, 3)), updates)
+        strategy.aggregate(strategy.begin(make_adapter(0, shapes, 3)), Cohort(updates))

@@ -10,7 +10,7 @@ from core.errors import UsageError
 from server.method import method_of
 from settings.run import run_settings
 from strategies.registry import STRATEGIES, make_strategy
-from strategies.strategy import Strategy
+from strategies.strategy import Cohort, Strategy
 from tests.dense_oracle import distance, frobenius
 from tests.strategies.cohorts import CONFIGURATIONS, begun, cohorts, replies_to, total
 
@@ -29,9 +29,11 @@ def test_a_weight_of_nearly_nothing_means_nearly_nothing_or_is_declared_undone(
     huge = {n: Factors(f.a, factor * f.b, f.scale) for n, f in honest[0].adapter.items()}
     weights = [1e-7, 0.4, 0.35, 0.25]
     updates = [replace(u, weight=w) for u, w in zip(honest, weights, strict=True)]
-    expected = total(strategy.aggregate(before, updates))
+    expected = total(strategy.aggregate(before, Cohort(updates)).model)
     updates[0] = replace(updates[0], adapter=Adapter(huge))
-    moved = distance(total(strategy.aggregate(before, updates)), expected) / frobenius(expected)
+    moved = distance(
+        total(strategy.aggregate(before, Cohort(updates)).model), expected
+    ) / frobenius(expected)
     if not strategy.properties.weighs_anew:
         assert moved < 1e-2
     elif len(set(ranks)) > 1:

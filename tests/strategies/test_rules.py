@@ -8,7 +8,7 @@ import pytest
 
 from adapters.adapter import Adapter, Factors
 from adapters.algebra import norm
-from strategies.strategy import Strategy
+from strategies.strategy import Cohort, Strategy
 from tests.dense_oracle import distance, double
 from tests.strategies.cohorts import (
     CONFIGURATIONS,
@@ -46,7 +46,7 @@ def test_what_needs_sums_only_sees_nothing_but_sums(
         free = Adapter(modules)
         sees = obeying(replace(rule, freezes_tail=False), before.start, free)
         apart[k] = replace(updates[k], adapter=sees)
-    after, shifted = (strategy.aggregate(before, each) for each in (updates, apart))
+    after, shifted = (strategy.aggregate(before, Cohort(each)).model for each in (updates, apart))
     size = sum(norm(part) for part in (after.merged, after.start) if part is not None)
     if strategy.properties.personal:
         assert after.start is not None

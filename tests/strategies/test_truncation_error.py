@@ -5,7 +5,7 @@ import pytest
 
 from adapters.adapter import draw
 from strategies.registry import Options, make_strategy
-from strategies.strategy import Update
+from strategies.strategy import Cohort, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Dense, best_error, dense, dense_sum, energy_kept
 
@@ -28,7 +28,9 @@ def mean_of(updates: list[Update]) -> Dense:
 @pytest.mark.parametrize("kind", ["normal", "A large, B small", "columns repeated"])
 def test_flexlora_is_the_best_approximation_of_its_rank(kind: str) -> None:
     updates, strategy = updates_of(kind), make_strategy("flexlora")
-    after = strategy.aggregate(strategy.begin(draw(SHAPES, max(RANKS), 1, 1.0)), updates)
+    after = strategy.aggregate(
+        strategy.begin(draw(SHAPES, max(RANKS), 1, 1.0)), Cohort(updates)
+    ).model
     assert after.start is not None
     found, wanted = after.start["q_proj"], mean_of(updates)
     assert found.rank <= max(RANKS)
@@ -48,7 +50,9 @@ def test_florist_is_the_best_approximation_at_the_lowest_rank_with_its_energy(
     energy: float,
 ) -> None:
     updates, strategy = updates_of("normal"), make_strategy("florist", Options(energy=energy))
-    after = strategy.aggregate(strategy.begin(draw(SHAPES, max(RANKS), 1, 1.0)), updates)
+    after = strategy.aggregate(
+        strategy.begin(draw(SHAPES, max(RANKS), 1, 1.0)), Cohort(updates)
+    ).model
     assert after.merged is not None
     found, wanted = after.merged["q_proj"], mean_of(updates)
     assert energy_kept(wanted, found.rank) >= energy > energy_kept(wanted, found.rank - 1)

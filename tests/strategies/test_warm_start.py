@@ -7,7 +7,7 @@ from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import norm
 from core.errors import UsageError
 from strategies.registry import HAVE_A_START_POLICY, Options, make_strategy
-from strategies.strategy import GlobalModel, Strategy, Update
+from strategies.strategy import Cohort, GlobalModel, Strategy, Update
 from strategies.warm_start import POLICIES, RANDOM, begin_next_round, check_policy
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Dense, dense, dense_deltas, dense_sum, distance, double, leading
@@ -45,10 +45,10 @@ def test_at_the_moment_of_the_start_the_global_model_is_that_of_a_random_one(
     model = begun(random, ranks)
     for seed in range(4):
         updates = replies_to(random, model, ranks, seed)
-        expected = random.aggregate(model, updates)
-        found = warm.aggregate(model, updates)
+        expected = random.aggregate(model, Cohort(updates)).model
+        found = warm.aggregate(model, Cohort(updates)).model
         assert_close(total(found), total(expected), 1e-6)
-        assert found.memory == expected.memory == {"rank": max(ranks)}
+        assert found.state == expected.state == {"rank": max(ranks)}
         assert expected.start is None
         assert found.start is not None
         model = expected
@@ -90,7 +90,7 @@ def test_what_is_trained_next_are_the_leading_directions_that_the_policy_names(p
     strategy = method("flora", policy)
     before = model_after(strategy, MIXED, 2)
     updates = replies_to(strategy, before, MIXED, seed=9)
-    after = strategy.aggregate(before, updates)
+    after = strategy.aggregate(before, Cohort(updates)).model
     assert after.start is not None
     for module, whole in total(after).items():
         source = whole if policy == "global" else whole - total(before)[module]
@@ -122,7 +122,7 @@ def test_what_clients_keep_frozen_is_counted_once(name: str, policy: str) -> Non
                 trained = Factors(f.a[:rank], f.b[:, :rank], f.scale)
                 moved[module] += alone.weight * (dense(alone.adapter[module]) - dense(trained))
         expected = {module: held + moved[module] for module, held in total(model).items()}
-        model = strategy.aggregate(model, updates)
+        model = strategy.aggregate(model, Cohort(updates)).model
         assert_close(total(model), expected, 1e-6)
 
 
@@ -145,7 +145,7 @@ def test_where_all_fits_into_the_start_nothing_is_merged(policy: str) -> None:
     strategy = method("flora", policy)
     model = strategy.begin(draw(SHAPES, 16, 1, 1.0))
     update = Update("alone", 1.0, make_adapter(1, SHAPES, 3, 2.0))
-    after = strategy.aggregate(model, [update])
+    after = strategy.aggregate(model, Cohort([update])).model
     assert after.merged is not None
     assert after.start is not None
     assert {f.rank for f in after.merged.values()} == {0}
@@ -160,7 +160,7 @@ def test_rounding_is_not_taken_for_directions_of_the_increment(policy: str) -> N
     strategy = method("flora", policy)
     model = model_after(method("flora", RANDOM), MIXED, 3)
     small = make_adapter(1, SHAPES, 2, 0.01)
-    after = strategy.aggregate(model, [Update("alone", 1.0, small)])
+    after = strategy.aggregate(model, Cohort([Update("alone", 1.0, small)])).model
     assert after.start is not None
     assert {f.rank for f in after.start.values()} == {2}
     assert_close(total(after), dense_sum_of(model.total(), small), 1e-6)
@@ -175,7 +175,7 @@ def dense_sum_of(x: Adapter | None, y: Adapter) -> dict[str, Dense]:
 def test_where_nothing_moved_there_is_nothing_to_begin_from(policy: str) -> None:
     strategy = method("flora", policy)
     still = draw(SHAPES, 4, 1, 1.0)
-    after = strategy.aggregate(strategy.begin(still), [Update("alone", 1.0, still)])
+    after = strategy.aggregate(strategy.begin(still), Cohort([Update("alone", 1.0, still)])).model
     assert after.start is not None
     assert {f.rank for f in after.start.values()} == {0}  # so that each client draws its own
     assert norm(after.start) == 0.0
