@@ -52,7 +52,9 @@ def query(asked: Query, context: Context) -> SiteCard:
 
 def train(told: Instruction, content: RecordDict, context: Context) -> TrainReply:
     """Train for one round and return the factors."""
+    from client.drift import ControlVariates, Proximal
     from client.pruning import RestPenalty
+    from client.training import Penalty
     from client.training import train as train_locally
 
     place, job = _open(told, content, context, told.round - 1)
@@ -60,6 +62,12 @@ def train(told: Instruction, content: RecordDict, context: Context) -> TrainRepl
     place.tuned.merge(job.frozen)
     rule = told.rule
     least = kept_rank(job.rank, rule.prune, rule.min_rank)
+    penalties: list[Penalty] = []
+    if least < job.rank:
+        penalties.append(RestPenalty(rule.penalty, least))
+    if rule.proximal:
+        penalties.append(Proximal(rule.proximal))
+    control = ControlVariates(job.control, job.own_control) if rule.control else None
     trained = train_locally(
         place.tuned,
         examples,
@@ -69,7 +77,8 @@ def train(told: Instruction, content: RecordDict, context: Context) -> TrainRepl
         rule.trains,
         told.lora.dropout,
         head=job.head_of(place.tuned.head_shapes) or place.tuned.initial_head(told.start_seed),
-        penalty=RestPenalty(rule.penalty, least) if least < job.rank else None,
+        penalties=penalties,
+        correct=control,
         moments=job.kept if told.optimizer == "kept" else None,
     )
     adapter = pruned(job.begin, trained.adapter, least)
@@ -82,7 +91,14 @@ def train(told: Instruction, content: RecordDict, context: Context) -> TrainRepl
         peak_bytes=trained.peak_bytes,
         examples_seen=trained.examples,
     )
-    reply = job.reply(adapter, metrics, place.part.fingerprint, trained.head, trained.moments)
+    reply = job.reply(
+        adapter,
+        metrics,
+        place.part.fingerprint,
+        trained.head,
+        trained.moments,
+        control.mean() if control else None,
+    )
     _tell(
         "trained",
         told,

@@ -9,12 +9,14 @@ from collections.abc import Mapping, MutableMapping
 import numpy as np
 from safetensors.numpy import load, save
 
-from adapters.adapter import FloatArray
+from adapters.adapter import Adapter, Factors, FloatArray, Shapes
 from adapters.head import Head
 
 PREFIX = "memory-"
 HEAD = "head/"
 """Before the names of a head's arrays, which could be those of modules."""
+OWN_CONTROL = "control/"
+"""Before the names of a control variate's."""
 KEPT = 2
 
 
@@ -55,6 +57,25 @@ def as_own_head(head: Head) -> dict[str, FloatArray]:
 def own_head(kept: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """The head among what was remembered; empty where there is none."""
     return {n.removeprefix(HEAD): values for n, values in kept.items() if n.startswith(HEAD)}
+
+
+def as_own_control(control: Adapter) -> dict[str, FloatArray]:
+    """A control variate under the names by which it is remembered."""
+    found: dict[str, FloatArray] = {}
+    for name, f in control.items():
+        found |= {f"{OWN_CONTROL}A/{name}": f.a, f"{OWN_CONTROL}B/{name}": f.b}
+    return found
+
+
+def own_control(kept: Mapping[str, FloatArray], shapes: Shapes, rank: int) -> Adapter | None:
+    """The control variate among what was remembered; None where there is none of this rank."""
+    modules = {}
+    for name, (m, n) in shapes.items():
+        a, b = kept.get(f"{OWN_CONTROL}A/{name}"), kept.get(f"{OWN_CONTROL}B/{name}")
+        if a is None or b is None or (a.shape, b.shape) != ((rank, n), (m, rank)):
+            return None
+        modules[name] = Factors(a, b, 1.0)
+    return Adapter(modules)
 
 
 def _rounds(shelf: Mapping[str, bytes]) -> list[str]:

@@ -16,12 +16,14 @@ import torch
 from adapters.adapter import Adapter, FloatArray
 from adapters.head import Head
 from client.frozen import frozen_in_bfloat16
-from client.pruning import RestPenalty
 from core.errors import BouquetError
 from models.tuned_model import TunedModel
 from settings.run import LocalSettings
 from tasks.encoding import Batch, Encoded, order_batches
 
+Pair = tuple[torch.nn.Parameter, torch.nn.Parameter]
+Penalty = Callable[[Sequence[Pair]], torch.Tensor]
+Correction = Callable[[Mapping[str, Pair]], None]
 StepObserver = Callable[[int, int], None]
 _observer: ContextVar[StepObserver | None] = ContextVar("step observer", default=None)
 
@@ -98,13 +100,16 @@ def train(
     trains: str = "both",
     dropout: float = 0.0,
     head: Head | None = None,
-    penalty: RestPenalty | None = None,
+    penalties: Sequence[Penalty] = (),
+    correct: Correction | None = None,
     moments: Mapping[str, FloatArray] | None = None,
 ) -> Trained:
     """Train `start` on the examples, over the merged base, and return it as a new adapter.
 
     Each step minimises the mean loss per target token of its `batch_size * accumulation` examples.
     trains: which factors, `A`, `B` or `both`; the head trains always.
+    penalties: what the loss holds besides, of the factors.
+    correct: what becomes of the gradients of the factors after each backward pass.
     moments: the optimizer's of an earlier round (empty: none yet), where they are kept.
     Raises BouquetError when the loss is no longer a finite number.
     """
@@ -145,7 +150,9 @@ def train(
                         f"local.learning-rate (now {local.learning_rate:g}) or "
                         "local.max-grad-norm, or look for damaged examples"
                     )
-                if penalty is not None:
+                if correct is not None:
+                    correct(dict(zip(slot.layers, slot.factors(), strict=True)))
+                for penalty in penalties:
                     penalty(slot.factors()).backward()  # type: ignore[no-untyped-call]
                 if local.max_grad_norm:
                     torch.nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)

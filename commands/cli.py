@@ -68,9 +68,9 @@ LEGEND = (
 @cli.command()
 def strategies() -> None:
     """List the aggregation methods and what each promises."""
-    from strategies.registry import STRATEGIES, make_strategy
+    from strategies.registry import make_strategy, strategy_names
 
-    promised = {name: make_strategy(name).properties for name in STRATEGIES}
+    promised = {name: make_strategy(name).properties for name in strategy_names()}
     for columns in (PROMISES, SOURCES):
         table = Table("strategy", *columns.values(), box=None, padding=(0, 1, 0, 0))
         table.columns[0].no_wrap = True

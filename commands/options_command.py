@@ -14,6 +14,7 @@ from commands.terminal import console
 from core.errors import UsageError
 from settings.keys import KINDS, Rule, nearest_key, shown_value, walk
 from settings.run import RunSettings, default_values
+from strategies.registry import knob_values, knobs_in, strategy_names
 
 WIDEST = 100
 """Longer lines are hard to read, however wide the terminal is."""
@@ -41,6 +42,9 @@ def options(
       bouquet options held out
     """
     defaults = default_values()
+    for strategy in strategy_names():
+        values = knob_values(strategy)
+        defaults |= {f"strategy.{strategy}.{knob}": values[knob] for knob in values}
     width = min(console.width, WIDEST)
     for title, about, keys in matching(words or []):
         heading = f"[bold]{title}[/]" + (f"  [dim]{escape(about)}[/]" if about else "")
@@ -77,7 +81,16 @@ def sections() -> Iterator[tuple[str, str, list[Key]]]:
         if is_dataclass(hints[entry.name]):
             about = str(hints[entry.name].__doc__).strip().splitlines()[0]
             own = [key for key in keys if key[0].startswith(f"{entry.name}.")]
-            yield entry.name, about, own
+            yield entry.name, about, [*own, *(_knobs() if entry.name == "strategy" else [])]
+
+
+def _knobs() -> list[Key]:
+    """Those of every method, by the keys that set them."""
+    return [
+        (f"strategy.{name}.{knob}", kind, rule)
+        for name in strategy_names()
+        for knob, kind, rule in knobs_in(name)
+    ]
 
 
 def matching(words: Sequence[str]) -> list[tuple[str, str, list[Key]]]:

@@ -35,6 +35,7 @@ from journal.going_on import how_to_go_on
 from journal.record import FILE, RoundRecord, append_round, read_rounds
 from journal.state import ServerState, load_state, save_state
 from settings.keys import Value, flatten, flatten_tables
+from settings.knobs import KNOBS, fold_knobs
 from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
 
 VERSIONED = ("bouquet", "flwr", "torch", "transformers", "peft", "numpy", "tokenizers")
@@ -127,7 +128,7 @@ class RunFolder:
 
     def check_same(self, settings: RunSettings) -> None:
         """UsageError where settings differ from the run's in anything that may not change."""
-        before = read_config(self.path / "config.toml")
+        before = {KNOBS: "", **fold_knobs(read_config(self.path / "config.toml"))}
         now = flatten(settings)
         for name, value in before.items():
             # Where no key names the labels, the clients tell them, once they are asked.
@@ -284,7 +285,8 @@ def _goes_on(settings: RunSettings) -> bool:
 def next_output(settings: RunSettings) -> Path:
     """runs/STRATEGY-001, or the next number that is free."""
     number = 1
-    while (path := Path("runs", f"{settings.strategy.name}-{number:03d}")).exists():
+    name = settings.strategy.name.rpartition(":")[2]  # of package.module:Name, the last
+    while (path := Path("runs", f"{name}-{number:03d}")).exists():
         number += 1
     return path
 

@@ -25,7 +25,7 @@ from journal.live_status import (
 )
 from journal.record import FILE, RoundRecord, read_rounds
 from journal.run_folder import RunFolder, read_config
-from strategies.registry import make_strategy
+from strategies.registry import promises
 
 Record = RoundRecord
 LOOKS = 3
@@ -205,12 +205,17 @@ def read_status(folder: Path) -> Status:
     return status
 
 
+def _is_personal(strategy: str) -> bool:
+    promised = promises(strategy)
+    return promised is not None and promised.personal
+
+
 def _read(folder: Path, locked: bool) -> Status:
     config = read_config(folder / "config.toml")
     records = read_rounds(folder / FILE)
     live, strategy = read_live_status(folder), str(config["strategy.name"])
     wanted = live.rounds if live else int(config["rounds"])  # of a take-up that still waits: more
-    personal = make_strategy(strategy).properties.personal  # has no global model to export
+    personal = _is_personal(strategy)  # has no global model to export
     done = int(records[-1]["round"]) if records else 0
     exported = personal or (folder / "adapter").is_dir()  # perhaps by the run before a take-up
     ended = live is None or live.state == FINISHED

@@ -13,7 +13,7 @@ from core.errors import listing
 from journal.record import RoundRecord
 from journal.results import CENTRAL, LOCAL, REFERENCES, Run
 from reports.figure_style import HUES, REFERENCE
-from strategies.registry import STRATEGIES, make_strategy
+from strategies.registry import promises, strategy_names
 
 Dash = tuple[float, ...]
 DASHES: tuple[Dash, ...] = ((), (5.0, 2.0), (1.6, 1.6))
@@ -69,7 +69,7 @@ class Curve:
 
 def line_up(runs: Sequence[Run]) -> list[Series]:
     """The strategies in the registry's order, others after them, references last."""
-    known = [*STRATEGIES]
+    known = strategy_names()
     names = list(dict.fromkeys(run.name for run in runs))
     listed = len(known)
 
@@ -87,8 +87,7 @@ def line_up(runs: Sequence[Run]) -> list[Series]:
         if base in REFERENCES:
             title, source, dash = ABOUT_REFERENCES[base]
             colour, title = REFERENCE, title + suffix
-        elif base in STRATEGIES:
-            properties = make_strategy(base).properties
+        elif (properties := promises(base)) is not None:
             title, source = properties.title + suffix, properties.source
             personal = properties.personal
         found.append(

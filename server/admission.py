@@ -21,7 +21,7 @@ from settings.run import RunSettings
 from wire.codec import budget_bytes, limits_of, unpack
 from wire.head import head_budget_bytes, unpack_head
 from wire.messages import TRAIN_RECORDS, Stamp, TrainMetrics, TrainReply, records_of
-from wire.rules import BOTH
+from wire.rules import BOTH, CONTROL
 
 LONGEST_REASON = 600
 MAX_SCALE = 1e4
@@ -39,6 +39,8 @@ class Reply:
     metrics: TrainMetrics
     bytes_up: int
     head: Head | None = None
+    control: Adapter | None = None
+    """By how much its control variate changed."""
 
     @property
     def client(self) -> str:
@@ -121,10 +123,12 @@ def admit_replies(
 
 
 def reply_bytes(cohort: Sequence[Asked], roster: Roster, wire_dtype: str) -> dict[int, int]:
-    """Node -> the most bytes that the adapter and the head of its reply can need."""
+    """Node -> the most bytes that the arrays of its reply can need."""
     head = head_budget_bytes(roster.head_shapes) if roster.head_shapes else 0
     return {
-        asked.member.node_id: budget_bytes(roster.shapes, asked.rank, wire_dtype) + head
+        asked.member.node_id: budget_bytes(roster.shapes, asked.rank, wire_dtype)
+        + head
+        + (budget_bytes(roster.shapes, asked.rank) if asked.rule.control else 0)
         for asked in cohort
     }
 
@@ -138,13 +142,15 @@ def _admit(
     server_round: int,
 ) -> Reply:
     sends_head = bool(roster.head_shapes) and not asked.rule.keeps_head
-    allowed = TRAIN_RECORDS - (set() if sends_head else {"head"})
+    unasked = {"head": not sends_head, CONTROL: not asked.rule.control}
+    allowed = TRAIN_RECORDS - {name for name in unasked if unasked[name]}
     content, stamp = open_reply(message, allowed, server_round, roster.base, asked.member.card.data)
     came = TrainReply.from_records(
         content,
         stamp,
         adapter_bytes=budget_bytes(roster.shapes, asked.rank, settings.wire.dtype),
         head_bytes=head_budget_bytes(roster.head_shapes) if sends_head else None,
+        control_bytes=budget_bytes(roster.shapes, asked.rank) if asked.rule.control else None,
         least_examples=settings.clients.min_examples,  # believed when it was asked, held here
     )
     known = None
@@ -154,7 +160,26 @@ def _admit(
     adapter = unpack(came.adapter, known, limits)
     check_adapter(adapter, asked, roster.shapes)
     head = None if came.head is None else _checked_head(came.head, roster)
-    return Reply(asked, adapter, came.metrics, len(came.adapter) + len(came.head or b""), head)
+    control = None
+    if came.control is not None:
+        control = unpack(came.control, limits=limits_of(roster.shapes, asked.rank))
+        _check_control(control, asked.rank, roster.shapes)
+    sent = [came.adapter, came.head or b"", came.control or b""]
+    return Reply(asked, adapter, came.metrics, sum(map(len, sent)), head, control)
+
+
+def _check_control(control: Adapter, rank: int, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """AdapterError unless these are gradients of A and B, one for each value that trained."""
+    if control.shapes != dict(shapes):
+        raise AdapterError("its control variate has modules or shapes that the base has not")
+    for name, f in control.items():
+        if (f.rank, f.scale) != (rank, 1.0):
+            raise AdapterError(
+                f"its control variate has rank {f.rank} and scale {f.scale:g} in {name}; expected "
+                f"{rank} and 1"
+            )
+        for half in (f.a, f.b):
+            check_size(f"the control variate of {name}", largest(half))
 
 
 def _checked_head(packed: bytes, roster: Roster) -> Head:

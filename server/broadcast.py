@@ -13,15 +13,16 @@ from adapters.terms import Term, sum_of_terms
 from server.member import Member
 from server.pieces import distinct, start_piece
 from settings.keys import flatten
+from settings.knobs import KNOBS, RETIRED
 from settings.run import MAY_CHANGE_ON_RESUME, RunSettings
 from settings.seeds import derive_seed, start_seed
 from strategies.strategy import GlobalModel, Strategy
-from wire.codec import unpack, unpack_delta
+from wire.codec import pack, unpack, unpack_delta
 from wire.messages import Instruction, Parts
 from wire.model import pack_model
 from wire.pieces import Piece
 from wire.records import PIECE, from_record, to_record
-from wire.rules import BOTH, LocalRule
+from wire.rules import BOTH, CONTROL, LocalRule
 
 LIVES_FOR = 1.5
 """Deadlines that a message lives: a site that comes back later finds no work of an old round."""
@@ -91,10 +92,12 @@ def broadcast(
     wire_dtype: str,
     receives: str = BOTH,
     pieces: tuple[Piece, ...] | None = None,
+    control: bool = False,
 ) -> Broadcast:
     """Pack `merged`, `start` and `head`; what is None is left out.
 
     receives: the factors of `start` that travel.
+    control: the server's control variate travels, too, where there is one.
     pieces: what merged is the sum of, where it travels so.
     """
     start = "" if receives != BOTH else start_piece(pieces or (), model.start, wire_dtype)
@@ -106,6 +109,8 @@ def broadcast(
         receives=receives,
     )
     packed = {name.removesuffix(".safetensors"): data for name, data in parts.items()}
+    if control and isinstance(held := model.state.get(CONTROL), Adapter):
+        packed[CONTROL] = pack(held)
     digest = hashlib.sha256()
     for name, data in packed.items():
         digest.update(name.encode() + data)
@@ -155,12 +160,16 @@ def broadcast_to(
     pieces: tuple[Piece, ...] | None = None,
 ) -> Broadcast:
     """What this cohort receives; a method asks all of it for the same factors."""
-    return broadcast(model, wire_dtype, asked[0].rule.receives if asked else BOTH, pieces)
+    rule = asked[0].rule if asked else LocalRule()
+    return broadcast(model, wire_dtype, rule.receives, pieces, rule.control)
 
 
 def run_name(settings: RunSettings) -> str:
     """What sites file under what they keep of this run: the same for every take-up of it."""
     fixed = {n: v for n, v in flatten(settings).items() if n not in MAY_CHANGE_ON_RESUME}
+    if not fixed[KNOBS]:  # as it was named when every method's knobs were keys of each run
+        del fixed[KNOBS]
+        fixed |= RETIRED
     told = [Path(settings.output).name, *sorted(fixed.items())]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 

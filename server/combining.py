@@ -38,15 +38,18 @@ def combine(
     asked: Sequence[Asked],
     sent: Broadcast,
     weights: str,
+    population: int = 0,
 ) -> Combined:
     """Weigh the replies of those who were asked and sent this, and aggregate them.
 
-    weights: clients.weights.
+    weights: clients.weights.  population: clients of the run; 0: those who replied.
     """
     changes = changes_of(replies, received_start(before, sent), keeps_b(asked))
     updates = weigh(replies, weights, changes)
     freezes_tail = any(each.rule.freezes_tail for each in asked)  # a cohort does so as one
-    cohort = Cohort(updates, frozen_tails(updates, before.start) if freezes_tail else None)
+    cohort = Cohort(
+        updates, frozen_tails(updates, before.start) if freezes_tail else None, population
+    )
     made = strategy.aggregate(before, cohort)
     heads = [reply.head for reply in replies if reply.head is not None]
     if heads:
@@ -77,7 +80,7 @@ def weigh(replies: Sequence[Reply], rule: str, changes: Changes) -> list[Update]
     if rule == "geometric-median":
         shares = geometric_median_weights(changes.products(), shares)
     return [
-        Update(reply.client, share, reply.adapter)
+        Update(reply.client, share, reply.adapter, reply.control)
         for reply, share in zip(replies, shares, strict=True)
     ]
 

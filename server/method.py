@@ -2,24 +2,40 @@
 
 from core.errors import UsageError
 from server.roster import Rules
-from settings.run import RunSettings
-from strategies.registry import Options, make_strategy, refuse_weights, why_one_rank
+from settings.keys import unknown_key
+from settings.knobs import OWN, knobs_of
+from settings.run import AUTO, RunSettings
+from strategies.registry import (
+    STRATEGIES,
+    knobs_in,
+    make_strategy,
+    refuse_weights,
+    why_one_rank,
+)
 from strategies.strategy import Strategy
 
 
 def method_of(settings: RunSettings) -> Strategy:
-    """The strategy with its options; UsageError where they do not fit each other or the weights."""
-    strategy = settings.strategy
-    options = Options(
-        energy=strategy.energy,
-        policy=settings.start.policy,
-        ridge=strategy.ridge,
-        prune=strategy.prune,
-        penalty=strategy.penalty,
-        min_rank=strategy.min_rank,
-    )
-    method = make_strategy(strategy.name, options)
-    refuse_weights(strategy.name, method, settings.clients.weights)
+    """The strategy with its knobs; UsageError where they do not fit each other or the weights."""
+    name, policy = settings.strategy.name, settings.start.policy
+    known = [knob for knob, _, _ in knobs_in(name)]
+    knobs = knobs_of(settings.strategy.knobs, name)
+    if policy != AUTO:
+        if "policy" not in known:
+            having = [n for n in STRATEGIES if any(k == "policy" for k, _, _ in knobs_in(n))]
+            raise UsageError(
+                f"start.policy={policy} is for {', '.join(having)}; {name} "
+                "says itself what a round begins from: leave start.policy at auto"
+            )
+        knobs["policy"] = policy
+    if unknown := [knob for knob in knobs if knob not in known]:
+        keys = [*OWN, *(f"strategy.{knob}" for knob in known)]
+        raise UsageError(
+            unknown_key(f"strategy.{unknown[0]}", keys)
+            + (f" {name} has {', '.join(known)}." if known else f" {name} has no knobs.")
+        )
+    method = make_strategy(name, **{knob.replace("-", "_"): knobs[knob] for knob in knobs})
+    refuse_weights(name, method, settings.clients.weights)
     _check_head(settings)
     return method
 

@@ -209,7 +209,15 @@ def _play_round(run: Run, state: ServerState) -> ServerState:
     run.observer.phase_started("aggregating")
     with _timed(seconds, "aggregate_seconds"):
         weights, replies = settings.clients.weights, admitted.replies
-        combined = combine(strategy, state.model, replies, asked, sent, weights)
+        combined = combine(
+            strategy,
+            state.model,
+            replies,
+            asked,
+            sent,
+            weights,
+            len(run.attendance.roster.members),
+        )
         after = _after(state, combined.aggregated, settings)
     with _timed(seconds, "telemetry_seconds"):
         record = round_record(

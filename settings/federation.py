@@ -3,39 +3,28 @@
 from dataclasses import dataclass
 
 from settings.keys import key
+from settings.knobs import read_knobs
 
 
 @dataclass(frozen=True)
 class StrategySettings:
     """How the server combines the clients' adapters."""
 
-    name: str = key("The aggregation method; `bouquet strategies` lists them.")
-    energy: float = key(
-        "Share of the squared norm of each module that flora keeps of merged, and florist of each "
-        "round's stack; 1 is lossless. 0: 1 for flora, 0.9 for florist.",
-        at_least=0,
-        at_most=1,
+    name: str = key(
+        "The aggregation method; `bouquet strategies` lists them. One of your own: "
+        "my_package.module:Name, or the name of its entry point."
     )
-    ridge: float = key(
-        "lora-fair: weight of the penalty on the correction of B, relative to the mean square of "
-        "the rows of A.",
-        at_least=0,
-    )
-    prune: float = key(
-        "hetlora: share of its rank that a client keeps when the penalty has shrunk the rest; 1: "
-        "no penalty, no pruning.",
-        above=0,
-        at_most=1,
-    )
-    penalty: float = key("hetlora: weight of the penalty on the last directions.", at_least=0)
-    min_rank: int = key(
-        "hetlora: no client prunes below this rank, or its own where that is lower.", at_least=1
+    knobs: str = key(
+        "The method's own knobs: KNOB=VALUE with commas, or each by a key of its own, "
+        "strategy.KNOB=VALUE for the method that runs, strategy.NAME.KNOB=VALUE for one of several."
+        " `bouquet options strategy` lists them. Empty: as the method has them.",
+        check=read_knobs,
     )
 
 
 @dataclass(frozen=True)
 class StartSettings:
-    """What a round begins from, where the method itself leaves it open (flora, florist)."""
+    """What a round begins from, where the method itself leaves it open."""
 
     policy: str = key(
         "Factors at the start of a round: random (the FLoRA paper); keep-a (the leading directions "

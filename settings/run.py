@@ -17,6 +17,7 @@ from settings.federation import (
     WireSettings,
 )
 from settings.keys import Value, coerce, flatten_tables, key, listed, parse
+from settings.knobs import fold_knobs
 from settings.labels import canonical_label
 from settings.paths import absolute_path, absolute_paths
 from settings.templates import PRESETS, check_template, template_fields
@@ -334,7 +335,7 @@ def run_settings(*layers: Mapping[str, Value]) -> RunSettings:
     """
     values = default_values()
     for layer in layers:
-        values |= coerce(layer, RunSettings)
+        values = fold_knobs(values | coerce(layer, RunSettings))
     settings = parse(RunSettings, values)
     if settings.model.dtype == "float16" and settings.local.precision == "bfloat16":
         raise UsageError(

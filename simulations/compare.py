@@ -17,11 +17,12 @@ from journal.record import FILE, read_rounds
 from journal.results import REFERENCES
 from server.progress import RunObserver, observe_run
 from settings.keys import Value
+from settings.knobs import KNOBS, knobs_of, read_knobs, write_knobs
 from settings.run import RunSettings, run_settings
 from simulations.comparison_folder import Comparison, Entry
 from simulations.simulate import prepare, simulate
 from simulations.tuning import Tuning, final_loss
-from strategies.registry import STRATEGIES, make_strategy
+from strategies.registry import knobs_in, make_strategy, strategy_names
 
 log = logging.getLogger("bouquet")
 ALL = "all"
@@ -62,12 +63,12 @@ def choose_names(listed: str, ranks: Sequence[int]) -> list[str]:
     >>> choose_names("all,local", [4, 2])[0], choose_names("fedavg,central", [4, 2])
     ('flora', ['fedavg', 'central'])
     """
-    known = [*STRATEGIES, *REFERENCES]
+    known = [*strategy_names(), *REFERENCES]
     names: list[str] = []
     for name in (part.strip() for part in listed.split(",")):
         if name == ALL:
-            names += [each for each in STRATEGIES if takes_ranks(each, ranks)]
-        elif name in known:
+            names += [each for each in strategy_names() if takes_ranks(each, ranks)]
+        elif name in known or (":" in name and make_strategy(name)):
             names.append(name)
         else:
             near = nearest(name, [*known, ALL])
@@ -98,6 +99,8 @@ class Runner:
     ) -> None:
         self.comparison = comparison
         self.layers = layers
+        names = [name for name in comparison.names if name not in REFERENCES]
+        refuse_idle_knobs(shared_settings(layers).strategy.knobs, names)
         self.observer = observer
 
     def play(self) -> None:
@@ -156,8 +159,10 @@ class Runner:
         A trial evaluates at its end only.
         """
         folder = self.comparison.folder(entry)
+        strategy = NEUTRAL if entry.name in REFERENCES else entry.name
         own: dict[str, Value] = {
-            "strategy.name": NEUTRAL if entry.name in REFERENCES else entry.name,
+            "strategy.name": strategy,
+            KNOBS: self._knobs_of(strategy),
             "seed": entry.seed,
             "output": str(folder),
             "resume": (folder / "config.toml").is_file() and entry.name not in REFERENCES,
@@ -171,6 +176,12 @@ class Runner:
         elif tuning is not None and tuning.chosen is not None:
             own["local.learning-rate"] = tuning.chosen
         return run_settings(*self.layers, own)
+
+    def _knobs_of(self, strategy: str) -> str:
+        """Of the knobs that all runs share, those that this method has."""
+        chosen = knobs_of(shared_settings(self.layers).strategy.knobs, strategy)
+        having = {knob for knob, _, _ in knobs_in(strategy)}
+        return write_knobs({knob: chosen[knob] for knob in chosen if knob in having})
 
     def _attempt(self, entry: Entry, settings: RunSettings) -> str | None:
         """Play a run to its end; why that failed, or None."""
@@ -265,6 +276,18 @@ def _restore(copy: Path, folder: Path) -> None:
     if copy.exists():
         shutil.rmtree(folder, ignore_errors=True)
         copy.rename(folder)
+
+
+def refuse_idle_knobs(text: str, names: Sequence[str]) -> None:
+    """UsageError for a knob that none of these methods has."""
+    for key in read_knobs(text):
+        method, _, knob = key.rpartition(".")
+        asked = [method] if method else names
+        if not any(knob == each for name in asked for each, _, _ in knobs_in(name)):
+            raise UsageError(
+                f"strategy.{key} is a knob of none of {', '.join(asked)}: "
+                "`bouquet options strategy` lists what each has"
+            )
 
 
 def shared_settings(layers: Sequence[Mapping[str, Value]]) -> RunSettings:

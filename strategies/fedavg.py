@@ -32,6 +32,7 @@ class FedAvg(Strategy):
             sums_only=True,
             bytes_up="b r D",
             bytes_down="b r D",
+            averages=True,
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:

@@ -36,6 +36,7 @@ class FedSaLora(Strategy):
             sums_only=True,
             bytes_up="b r N",
             bytes_down="b r N",
+            averages=True,
             personal=True,
         )
 

@@ -32,6 +32,7 @@ class FfaLora(Strategy):
             sums_only=True,
             bytes_up="b r M",
             bytes_down="b r M",
+            averages=True,
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from adapters.adapter import Adapter
 from adapters.algebra import add
 from adapters.refactoring import compact
+from settings.keys import key
 from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy
-from strategies.warm_start import RANDOM, begin_next_round, without_start
+from strategies.warm_start import POLICIES, RANDOM, begin_next_round, without_start
 from wire.rules import LocalRule
 
 
@@ -28,9 +29,13 @@ from wire.rules import LocalRule
 class Flora(Strategy):
     """merged + start <- compact(merged + sum_k p_k s_k B_k A_k)."""
 
-    energy: float = 1.0
-    """Share of ||merged + start||_F^2 that each module keeps, in (0, 1]; 1.0 is lossless."""
-    policy: str = RANDOM
+    energy: float = key(
+        "Share of ||merged + start||_F^2 that each module keeps; 1 is lossless.",
+        default=1.0,
+        above=0,
+        at_most=1,
+    )
+    policy: str = key("As start.policy, which sets it.", default=RANDOM, one_of=POLICIES)
 
     @property
     def properties(self) -> Properties:

@@ -18,8 +18,9 @@ from adapters.adapter import Adapter
 from adapters.algebra import add
 from adapters.refactoring import compact
 from adapters.terms import PLUS, Term
+from settings.keys import key
 from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy
-from strategies.warm_start import RANDOM, begin_next_round, without_start
+from strategies.warm_start import POLICIES, RANDOM, begin_next_round, without_start
 from wire.rules import LocalRule
 
 
@@ -27,9 +28,13 @@ from wire.rules import LocalRule
 class Florist(Strategy):
     """merged <- merged + the leading directions of sum_k p_k s_k B_k A_k."""
 
-    energy: float = 0.9
-    """Share of the round's squared norm that each module keeps, in (0, 1]; 1.0 is FLoRA."""
-    policy: str = RANDOM
+    energy: float = key(
+        "Share of the round's squared norm that each module keeps; 1 is FLoRA.",
+        default=0.9,
+        above=0,
+        at_most=1,
+    )
+    policy: str = key("As start.policy, which sets it.", default=RANDOM, one_of=POLICIES)
 
     @property
     def properties(self) -> Properties:

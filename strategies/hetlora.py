@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from adapters.adapter import Adapter
 from adapters.algebra import norm
+from settings.keys import key
 from strategies.padding import pad_updates
 from strategies.strategy import (
     Aggregated,
@@ -38,11 +39,17 @@ from wire.rules import LocalRule
 class HetLora(Strategy):
     """start <- FedAvg of the padded factors, weighted by p_k ||delta_k||."""
 
-    prune: float = 0.99
-    """Share of its rank that a client keeps when it prunes; 1.0: it never does."""
-    penalty: float = 5e-4
-    min_rank: int = 4
-    """No client prunes below this rank, or its own where that is lower."""
+    prune: float = key(
+        "Share of its rank that a client keeps when the penalty has shrunk the rest; 1: no penalty,"
+        " no pruning.",
+        default=0.99,
+        above=0,
+        at_most=1,
+    )
+    penalty: float = key("Weight of the penalty on the last directions.", default=5e-4, at_least=0)
+    min_rank: int = key(
+        "No client prunes below this rank, or its own where that is lower.", default=4, at_least=1
+    )
 
     @property
     def properties(self) -> Properties:
@@ -56,6 +63,7 @@ class HetLora(Strategy):
             sums_only=False,
             bytes_up="b r_k D",
             bytes_down="b R D",
+            averages=True,
             forgets_unseen=True,
             weighs_anew="it multiplies each weight by the norm of the client's delta, so that a "
             "client whose change is large gets back what the robust rule took from it",

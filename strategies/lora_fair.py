@@ -21,6 +21,7 @@ import numpy as np
 
 from adapters.adapter import Adapter, Factors
 from adapters.dense import side_by_side
+from settings.keys import key
 from strategies.padding import pad_updates
 from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, Update, mean
 
@@ -29,8 +30,12 @@ from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Str
 class LoraFair(Strategy):
     """start <- (mean of A, the B that brings B A nearest to the mean of the deltas)."""
 
-    ridge: float = 0.01
-    """l relative to the mean square of the rows of A; at least 0. Infinite would be FedAvg."""
+    ridge: float = key(
+        "Weight of the penalty on the correction of B, relative to the mean square of the rows of A"
+        "; infinite would be FedAvg.",
+        default=0.01,
+        at_least=0,
+    )
 
     @property
     def properties(self) -> Properties:

@@ -35,6 +35,8 @@ class Rbla(Strategy):
             sums_only=True,
             bytes_up="b r_k D",
             bytes_down="b R D",
+            averages=True,
+            keeps_untouched=True,
             weighs_anew="each direction is averaged over those alone that have it, so that the "
             "only client of the largest rank has weight 1 in its last directions",
         )

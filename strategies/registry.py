@@ -1,12 +1,25 @@
 """The methods by name, and the one place where a name becomes a Strategy."""
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import is_dataclass
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
 
 from core.errors import UsageError, listing, nearest
+from settings.keys import Rule, Value, flatten, parse, walk
+from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
+from strategies.fedavgm import FedAvgM
 from strategies.fedex_lora import FedExLora
+from strategies.fedprox import FedProx
+from strategies.fedrot_lora import FedRotLora
 from strategies.fedsa_lora import FedSaLora
+from strategies.fedsvd import FedSvd
+from strategies.fedyogi import FedYogi
 from strategies.ffa_lora import FfaLora
 from strategies.flexlora import FlexLora
 from strategies.flora import Flora
@@ -16,75 +29,143 @@ from strategies.frlora import FrLora
 from strategies.hetlora import HetLora
 from strategies.ideal import Ideal
 from strategies.lora_fair import LoraFair
+from strategies.raflora import RaFlora
 from strategies.rbla import Rbla
 from strategies.rolora import RoLora
-from strategies.strategy import Strategy
-from strategies.warm_start import RANDOM, check_policy
+from strategies.scaffold import Scaffold
+from strategies.strategy import Properties, Strategy
 from strategies.zero_padding import ZeroPadding
 
-AUTO = "auto"
 ROBUST = "geometric-median"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a run may choose about its method; each method takes what concerns it."""
-
-    energy: float = 0.0
-    """0: the method's own."""
-    policy: str = AUTO
-    ridge: float = LoraFair.ridge
-    prune: float = HetLora.prune
-    penalty: float = HetLora.penalty
-    min_rank: int = HetLora.min_rank
-
-    def energy_or(self, default: float) -> float:
-        """The energy, or the method's own where none was chosen."""
-        return self.energy or default
-
-    def policy_or(self, default: str) -> str:
-        """The start policy, or the method's own where none was chosen."""
-        return check_policy(default if self.policy == AUTO else self.policy)
-
-
-STRATEGIES: Mapping[str, Callable[[Options], Strategy]] = {
-    "flora": lambda o: Flora(o.energy_or(Flora.energy), o.policy_or(RANDOM)),
-    "flora-warm": lambda o: Flora(o.energy_or(Flora.energy), o.policy_or("global")),
-    "fedavg": lambda o: FedAvg(),
-    "zero-padding": lambda o: ZeroPadding(),
-    "hetlora": lambda o: HetLora(o.prune, o.penalty, o.min_rank),
-    "flexlora": lambda o: FlexLora(),
-    "ffa-lora": lambda o: FfaLora(),
-    "rolora": lambda o: RoLora(),
-    "fedex-lora": lambda o: FedExLora(),
-    "lora-fair": lambda o: LoraFair(o.ridge),
-    "fedsa-lora": lambda o: FedSaLora(),
-    "florist": lambda o: Florist(o.energy_or(Florist.energy), o.policy_or(RANDOM)),
-    "frlora": lambda o: FrLora(),
-    "rbla": lambda o: Rbla(),
-    "flora-na": lambda o: FloraNa(),
-    "ideal": lambda o: Ideal(),
+STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
+    "flora": Flora,
+    "flora-warm": partial(Flora, policy="global"),
+    "fedavg": FedAvg,
+    "zero-padding": ZeroPadding,
+    "hetlora": HetLora,
+    "flexlora": FlexLora,
+    "ffa-lora": FfaLora,
+    "rolora": RoLora,
+    "fedex-lora": FedExLora,
+    "lora-fair": LoraFair,
+    "fedsa-lora": FedSaLora,
+    "florist": Florist,
+    "frlora": FrLora,
+    "rbla": Rbla,
+    "flora-na": FloraNa,
+    "fedprox": FedProx,
+    "scaffold": Scaffold,
+    "fedavgm": FedAvgM,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "raflora": RaFlora,
+    "fedsvd": FedSvd,
+    "fedrot-lora": FedRotLora,
+    "ideal": Ideal,
 }
-HAVE_A_START_POLICY = ("flora", "flora-warm", "florist")
+ENTRY_POINTS = "bouquet.strategies"
+"""The group under which a package offers methods of its own by name."""
 
 
-def make_strategy(name: str, options: Options | None = None) -> Strategy:
-    """The strategy of this name; UsageError lists the names there are.
+def make_strategy(name: str, **knobs: Value) -> Strategy:
+    """The strategy of this name: one of ours, an entry point's, or `package.module:Name`.
+
+    knobs: the method's own, in place of its defaults.
+    Raises UsageError where there is none, or a knob is none of its or not what it must be.
 
     >>> make_strategy("fedavg").properties.mixed_ranks
     False
+    >>> make_strategy("lora-fair", ridge=0.5)
+    LoraFair(ridge=0.5)
     """
-    if name not in STRATEGIES:
-        near = nearest(name, STRATEGIES)
-        hint = f"; the nearest is {near[0]}" if near else ""
-        raise UsageError(f"strategy must be one of {', '.join(STRATEGIES)}; got {name!r}{hint}")
-    options = options or Options()
-    if options.policy != AUTO and name not in HAVE_A_START_POLICY:
+    made = _found(name)
+    prefix = f"strategy.{name}."
+    values = {**knob_values(name), **{_kebab(knob): value for knob, value in knobs.items()}}
+    parse(_method(made), {prefix + knob: value for knob, value in values.items()}, prefix)
+    return made(**knobs)
+
+
+def knobs_in(name: str) -> list[tuple[str, type, Rule]]:
+    """(knob, type, what it must be) of each knob of this method."""
+    return list(walk(_method(_found(name))))
+
+
+def knob_values(name: str) -> dict[str, Value]:
+    """Knob -> the value that this method gives it by itself."""
+    return flatten(_found(name)())
+
+
+def promises(name: str) -> Properties | None:
+    """What a method promises; None where this machine has no method of this name."""
+    try:
+        return make_strategy(name).properties
+    except UsageError:
+        return None
+
+
+def strategy_names() -> list[str]:
+    """The names that there are: ours, then those of entry points."""
+    return [*STRATEGIES, *sorted(set(_entry_points()) - set(STRATEGIES))]
+
+
+def _found(name: str) -> Callable[..., Strategy]:
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    if name in _entry_points():
+        return _checked(name, _entry_points()[name].load())
+    if ":" in name:
+        return _checked(name, _imported(name))
+    near = nearest(name, strategy_names())
+    hint = f"; the nearest is {near[0]}" if near else ""
+    raise UsageError(
+        f"strategy must be one of {', '.join(strategy_names())}, or package.module:Name; "
+        f"got {name!r}{hint}"
+    )
+
+
+def _imported(name: str) -> object:
+    """What stands at `package.module:Name`, in an installed package or the folder one works in."""
+    module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last: nothing there hides what is installed
+    try:
+        found: object = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise UsageError(f"strategy {name!r} cannot be imported: {error}") from error
+    except AttributeError:
+        raise UsageError(f"strategy {name!r} is not there: {module} has no {attribute!r}") from None
+    return found
+
+
+def _checked(name: str, made: Any) -> Callable[..., Strategy]:
+    """The class of a method that is not ours; UsageError where it is not made like one."""
+    method = made.func if isinstance(made, partial) else made
+    lacking = [part for part in ("properties", "begin", "aggregate") if not hasattr(method, part)]
+    if not is_dataclass(method) or lacking:
         raise UsageError(
-            f"start.policy={options.policy} is for {', '.join(HAVE_A_START_POLICY)}; {name} "
-            "says itself what a round begins from: leave start.policy at auto"
+            f"strategy {name!r} must be a frozen dataclass with the methods of "
+            f"strategies.strategy.Strategy; it is {type(method).__name__}"
+            + (f" without {', '.join(lacking)}" if lacking else "")
         )
-    return STRATEGIES[name](options)
+    found: Callable[..., Strategy] = made
+    return found
+
+
+def _method(made: Any) -> type[Any]:
+    """The class behind a name, whose fields are its knobs."""
+    found: Any = made.func if isinstance(made, partial) else made
+    return found  # type: ignore[no-any-return]
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {found.name: found for found in entry_points(group=ENTRY_POINTS)}
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def refuse_weights(name: str, strategy: Strategy, weights: str) -> None:
@@ -95,7 +176,9 @@ def refuse_weights(name: str, strategy: Strategy, weights: str) -> None:
     undone = strategy.properties.weighs_anew
     if weights != ROBUST or not undone:
         return
-    others = [other for other in STRATEGIES if not make_strategy(other).properties.weighs_anew]
+    others = [
+        other for other in strategy_names() if not make_strategy(other).properties.weighs_anew
+    ]
     raise UsageError(
         f"clients.weights={ROBUST} protects nothing under {name}: {undone}. Take "
         "clients.weights=examples or uniform (clients.clip-norm-ratio bounds single clients), or "
@@ -107,7 +190,7 @@ def why_one_rank(name: str, strategy: Strategy) -> str:
     """Why all clients of this strategy need the same rank; empty where they do not."""
     if strategy.properties.mixed_ranks:
         return ""
-    others = [other for other in STRATEGIES if make_strategy(other).properties.mixed_ranks]
+    others = [other for other in strategy_names() if make_strategy(other).properties.mixed_ranks]
     return (
         f"{name} averages the factors entry by entry and needs one rank for all clients "
         f"(strategies for mixed ranks: {', '.join(others)})"
@@ -125,7 +208,7 @@ def refuse_ranks(name: str, strategy: Strategy, ranks: Mapping[str, int]) -> Non
     for client, rank in ranks.items():
         by_rank.setdefault(rank, []).append(client)
     groups = [f"rank {rank}: {listing(by_rank[rank])}" for rank in sorted(by_rank, reverse=True)]
-    others = [other for other in STRATEGIES if make_strategy(other).properties.mixed_ranks]
+    others = [other for other in strategy_names() if make_strategy(other).properties.mixed_ranks]
     raise UsageError(
         f"{name} averages the factors entry by entry and needs one rank for all clients, but they "
         f"train {len(by_rank)} different ranks ({'; '.join(groups)}). Give every client the same "

@@ -36,6 +36,7 @@ class RoLora(Strategy):
             sums_only=True,
             bytes_up="b r M, then b r N",
             bytes_down="b r D",
+            averages=True,
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:

@@ -15,6 +15,7 @@ from adapters.adapter import Adapter, Delta, FloatArray
 from adapters.algebra import add, mean_of_factors
 from adapters.head import Head
 from adapters.terms import Term
+from core.errors import AdapterError
 from wire.rules import LocalRule
 
 State: TypeAlias = Mapping[str, Adapter | FloatArray | str | int]
@@ -45,6 +46,9 @@ class Update:
     weight: float
     """p_k, in (0, 1]; the weights of a cohort sum to 1."""
     adapter: Adapter
+    control: Adapter | None = None
+    """By how much the client's control variate changed, where the rule asks for one: gradients of A
+    and of B, scale 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,8 @@ class Cohort:
     """At least one, in a fixed order."""
     frozen: Adapter | None = None
     """sum_k p_k delta of what client k kept frozen of the start, where the rule says so."""
+    population: int = 0
+    """Clients of the run, of whom the updates' are some; 0: there are no others."""
 
     @cached_property
     def total(self) -> Delta:
@@ -104,6 +110,12 @@ class Properties:
     robust weights would protect nothing, and are refused."""
     personal: bool = False
     """Each client has a model of its own, and there is no global one."""
+    averages: bool = False
+    """The start is a weighted mean of factors: a direction that a server may step along."""
+    steps: bool = False
+    """The server takes a step of its own and does not go where the clients' mean is."""
+    keeps_untouched: bool = False
+    """Directions that nobody of the cohort has stay as they were."""
     begins_from_base: bool = False
     """`begin` needs the leading singular directions of the base weights instead of random ones.
     They are the start, and merged is less the start, so that the global model is the base."""
@@ -144,6 +156,16 @@ def whole_number(state: State, name: str, default: int) -> int:
     value = state.get(name, default)
     assert isinstance(value, int)
     return value
+
+
+def check_one_rank(updates: Sequence[Update]) -> None:
+    """AdapterError where the factors of a module come with more than one rank."""
+    for name in updates[0].adapter:
+        ranks = {update.adapter[name].rank for update in updates}
+        if len(ranks) > 1:
+            raise AdapterError(
+                f"factors average only at one rank; {name} comes with ranks {sorted(ranks)}"
+            )
 
 
 def mean(updates: Sequence[Update]) -> Adapter:

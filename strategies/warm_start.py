@@ -28,7 +28,6 @@ from adapters.algebra import add, module_norms, with_row_norm
 from adapters.dense import summed
 from adapters.refactoring import compact, leading, refactor
 from adapters.terms import MINUS, PLUS, Term
-from core.errors import UsageError
 from strategies.strategy import GlobalModel, whole_number
 
 RANDOM = "random"
@@ -36,13 +35,6 @@ POLICIES = (RANDOM, "keep-a", "increment", "global")
 FRESH_ROW_NORM = 3.0**-0.5
 ROUNDING = 1e-6
 """A direction below this share of ||G|| is rounding: clients draw a fresh one in its place."""
-
-
-def check_policy(policy: str) -> str:
-    """The policy itself; UsageError where there is none of that name."""
-    if policy not in POLICIES:
-        raise UsageError(f"start.policy must be one of {', '.join(POLICIES)}; got {policy!r}")
-    return policy
 
 
 def begin_next_round(policy: str, before: GlobalModel, total: Delta) -> GlobalModel:

@@ -33,6 +33,7 @@ class ZeroPadding(Strategy):
             sums_only=True,
             bytes_up="b r_k D",
             bytes_down="b R D",
+            averages=True,
             forgets_unseen=True,
         )
 

@@ -154,7 +154,10 @@ def fake_app(
             seconds=0.5,
             peak_bytes=0,
         )
-        return job.reply(adapter, metrics, data_of(number))
+        control = (
+            make_adapter(told.seed % 2**32, SHAPES, job.rank, 1.0) if told.rule.control else None
+        )
+        return job.reply(adapter, metrics, data_of(number), control=control)
 
     def evaluate(told: Instruction, content: RecordDict, context: Context) -> EvaluateReply:
         number = _number(context)

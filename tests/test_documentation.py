@@ -14,7 +14,7 @@ from server.flower_strategy import FlowerStrategy
 from server.rounds import run_rounds
 from settings.keys import flatten
 from settings.run import RunSettings, default_values
-from strategies.registry import STRATEGIES, make_strategy
+from strategies.registry import STRATEGIES, knobs_in, make_strategy
 from tests.dense_oracle import dense_deltas, distance, frobenius
 from tests.fake_clients import fake_app, fake_grid, settings_of
 
@@ -103,7 +103,9 @@ def test_the_shell_refuses_what_the_strategy_cannot_take(tmp_path: Path) -> None
 
 
 def test_pages_name_only_keys_and_files_that_exist() -> None:
-    keys = set(default_values())
+    keys = set(default_values()) | {
+        f"strategy.{knob}" for name in STRATEGIES for knob, _, _ in knobs_in(name)
+    }
     sections = {key.partition(".")[0] for key in keys if "." in key}
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text()

@@ -20,7 +20,7 @@ from settings.keys import flatten, parse
 from settings.run import LocalSettings, LoraSettings
 from wire.fields import config, metrics, number, shown
 from wire.records import from_record, to_record
-from wire.rules import LocalRule
+from wire.rules import CONTROL, LocalRule
 from wire.site_card import MAX_EXAMPLES, pieces_held
 
 FAILURE = "failure"
@@ -28,7 +28,7 @@ ANSWERS = ("site", "reply", FAILURE)
 """The records in which a client says what it holds."""
 QUERY_RECORDS = frozenset({"site", FAILURE})
 PRINCIPAL_RECORDS = frozenset({"site", "principal", FAILURE})
-TRAIN_RECORDS = frozenset({"reply", "metrics", "adapter", "head", FAILURE})
+TRAIN_RECORDS = frozenset({"reply", "metrics", "adapter", "head", CONTROL, FAILURE})
 EVALUATE_RECORDS = frozenset({"reply", "metrics", FAILURE})
 """What a client may answer to each message; a failure alone, in the place of the others."""
 
@@ -266,6 +266,8 @@ class TrainReply:
     metrics: TrainMetrics
     head: bytes | None = None
     """What trained beside them, packed (wire/head.py)."""
+    control: bytes | None = None
+    """By how much the client's control variate changed, packed."""
 
     def to_records(self) -> RecordDict:
         """The reply to a train message."""
@@ -276,6 +278,8 @@ class TrainReply:
         }
         if self.head is not None:
             content["head"] = to_record(self.head)
+        if self.control is not None:
+            content[CONTROL] = to_record(self.control)
         return RecordDict(content)
 
     @classmethod
@@ -285,17 +289,22 @@ class TrainReply:
         stamp: Stamp,
         adapter_bytes: int,
         head_bytes: int | None = None,
+        control_bytes: int | None = None,
         least_examples: int = 0,
     ) -> "TrainReply":
         """The reply under a stamp that was read before; ReplyError or AdapterError otherwise.
 
-        adapter_bytes, head_bytes: the most that each may take; None: no head is sent.
+        adapter_bytes, head_bytes, control_bytes: the most that each may take; None: it is not sent.
         """
         adapter = from_record(content.get("adapter"), limit=adapter_bytes)
         head = None
         if head_bytes is not None:
             head = from_record(content.get("head"), limit=head_bytes)
-        return cls(stamp, adapter, TrainMetrics.from_records(content, least_examples), head)
+        control = None
+        if control_bytes is not None:
+            control = from_record(content.get(CONTROL), limit=control_bytes)
+        metrics = TrainMetrics.from_records(content, least_examples)
+        return cls(stamp, adapter, metrics, head, control)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ A = "A"
 B = "B"
 BOTH = "both"
 FACTORS = (A, B, BOTH)
+CONTROL = "control"
+"""The record of a control variate, and its name in a method's state."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,17 @@ class LocalRule:
     )
     min_rank: int = key(
         "No client prunes below this rank, or its own where that is lower.", default=1, at_least=0
+    )
+    proximal: float = key(
+        "Weight in the client's loss of half the squared distance of its factors from where they "
+        "began.",
+        default=0.0,
+        at_least=0,
+    )
+    control: bool = key(
+        "The client corrects each gradient by control variates: it receives the server's, keeps its"
+        " own, and sends by how much that changed.",
+        default=False,
     )
     penalty: float = key(
         "Weight in the client's loss of sum over modules ||B_rest||_F ||A_rest||_F.",

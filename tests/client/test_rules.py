@@ -199,5 +199,5 @@ def test_a_client_prunes_what_the_penalty_shrank(
     message = instruct(config, tuned.base.identity, start=start, **rule)
     found = reply(context(config, CLIENT), message)
     begin = began(tuned, config, start)
-    wanted = by_hand(tuned, config, begin, penalty=RestPenalty(penalty, 2)).adapter
+    wanted = by_hand(tuned, config, begin, penalties=[RestPenalty(penalty, 2)]).adapter
     assert same(found, truncate(wanted, rank))

@@ -218,7 +218,15 @@ def test_the_penalty_is_of_both_factors_of_each_module_whichever_train(
             return super().__call__(factors)
 
     settings = local(max_steps=1)
-    train(tuned, random_examples(tuned, 4), start, settings, SEED, trains, penalty=Recorded(0.1, 2))
+    train(
+        tuned,
+        random_examples(tuned, 4),
+        start,
+        settings,
+        SEED,
+        trains,
+        penalties=[Recorded(0.1, 2)],
+    )
     (pairs,) = seen
     for (a, b), name in zip(pairs, tuned.targets, strict=True):
         assert np.array_equal(a.numpy(), start[name].a)

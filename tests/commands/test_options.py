@@ -6,9 +6,12 @@ import pytest
 
 from settings.keys import KINDS, shown_value, walk
 from settings.run import RunSettings, default_values
+from strategies.registry import STRATEGIES, knob_values, knobs_in
 from tests.conftest import Run
 
-KEYS = {name: rule for name, _, rule in walk(RunSettings)}
+KEYS = {name: rule for name, _, rule in walk(RunSettings)} | {
+    f"strategy.{name}.{knob}": rule for name in STRATEGIES for knob, _, rule in knobs_in(name)
+}
 KINDS_OF_VALUES = {word for kind in KINDS.values() for word in f"{kind} {kind},".split()}
 LONGEST_WORD = max(len(word) for rule in KEYS.values() for word in rule.doc.split())
 
@@ -21,7 +24,7 @@ def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 def entries(out: str) -> dict[str, tuple[str, str]]:
     """Key -> (its default, what stands below it on one line)."""
-    parts = re.split(r"^  ([a-z.-]+) = (.*)\n", out, flags=re.M)[1:]
+    parts = re.split(r"^  ([a-z0-9.-]+) = (.*)\n", out, flags=re.M)[1:]
     return {
         name: (default, " ".join(below.split()))
         for name, default, below in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
@@ -32,6 +35,8 @@ def test_every_key_stands_with_its_default_range_and_meaning(bouquet: Run, width
     code, out, err = bouquet("options")
     assert (code, err) == (0, "")
     found, defaults = entries(out), default_values()
+    for strategy in STRATEGIES:
+        defaults |= {f"strategy.{strategy}.{n}": v for n, v in knob_values(strategy).items()}
     assert set(found) == set(KEYS)
     for name, rule in KEYS.items():
         default, below = found[name]

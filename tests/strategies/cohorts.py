@@ -11,7 +11,7 @@ import pytest
 
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import beyond, stack
-from strategies.registry import STRATEGIES, Options, make_strategy
+from strategies.registry import STRATEGIES, make_strategy
 from strategies.strategy import Aggregated, Cohort, GlobalModel, Strategy, Update
 from strategies.warm_start import POLICIES, RANDOM
 from tests.adapter_generators import make_factors
@@ -33,10 +33,10 @@ EXAMPLES = (350, 120, 330, 200)
 
 CONFIGURATIONS: dict[str, Strategy] = {
     **{name: make_strategy(name) for name in STRATEGIES},
-    "florist-lossless": make_strategy("florist", Options(energy=1.0)),
-    "flora-half": make_strategy("flora", Options(energy=0.5)),
+    "florist-lossless": make_strategy("florist", energy=1.0),
+    "flora-half": make_strategy("flora", energy=0.5),
     **{
-        f"{name}-{policy}": make_strategy(name, Options(policy=policy))
+        f"{name}-{policy}": make_strategy(name, policy=policy)
         for name in ("flora", "florist")
         for policy in POLICIES
         if policy != RANDOM
@@ -91,7 +91,11 @@ def reply_of(
     """One client's reply; the same seed and rank give the same free adapter."""
     rule = strategy.local_rule(model, client)
     free = trained(seed, asked_rank(rule, rank))
-    return Update(client, weight, obeying(rule, model.start, free))
+    control = None
+    if rule.control:
+        gradients = trained(seed + 50, asked_rank(rule, rank))
+        control = Adapter({n: Factors(f.a, f.b, 1.0) for n, f in gradients.items()})
+    return Update(client, weight, obeying(rule, model.start, free), control)
 
 
 def replies_to(

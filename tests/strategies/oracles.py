@@ -5,7 +5,7 @@ come from np.linalg.svd of the dense (m, n) matrix, least squares from np.linalg
 written out in full.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -285,3 +285,118 @@ class Warm:
 
     def delta(self) -> Deltas:
         return self.held
+
+
+@dataclass
+class LevelByLevel(BestOfRank):
+    """raFLoRA: summed direction by direction, each over those who have it; then as FlexLoRA."""
+
+    def round(self, trained: Trained, shares: Shares) -> None:
+        for name, (a, b) in self.start.items():
+            total = np.zeros((len(b), a.shape[1]))
+            for j in range(max(len(trained[k][name][0]) for k in shares)):
+                having = [k for k in shares if len(trained[k][name][0]) > j]
+                whole = sum(shares[k] for k in having)
+                for k in having:
+                    own_a, own_b = trained[k][name]
+                    total += shares[k] / whole * np.outer(own_b[:, j], own_a[j])
+            u, s, v = leading(total, self.largest)
+            self.start[name] = v, u * s
+
+
+@dataclass
+class Decomposed(Mean):
+    """FedSVD: the mean of B; every so many rounds (V', U S) of the dense B A, of the same rank."""
+
+    every: int = 1
+    rounds: int = 0
+
+    def round(self, trained: Trained, shares: Shares) -> None:
+        self.rounds += 1
+        for name, (a, _) in self.start.items():
+            b = double(sum(p * trained[k][name][1] for k, p in shares.items()))
+            if self.rounds % self.every == 0:
+                u, s, v = np.linalg.svd(b @ a, full_matrices=False)
+                a, b = v[: len(a)], u[:, : len(a)] * s[: len(a)]
+            self.start[name] = a, b
+
+
+@dataclass
+class Turned(Mean):
+    """FedRot-LoRA: R by Procrustes from the start of this round, A in one round and B in the next.
+
+    The orthogonal matrix nearest to M is M (M' M)^(-1/2), here from an eigendecomposition.
+    """
+
+    rounds: int = 0
+
+    def round(self, trained: Trained, shares: Shares) -> None:
+        before = {name: (a.copy(), b.copy()) for name, (a, b) in self.start.items()}
+        after = {name: (0.0 * a, 0.0 * b) for name, (a, b) in before.items()}
+        for k, p in shares.items():
+            for name, (a, b) in trained[k].items():
+                m = a @ before[name][0].T if self.rounds % 2 == 0 else b.T @ before[name][1]
+                values, vectors = np.linalg.eigh(m.T @ m)
+                r = m @ vectors @ np.diag(values**-0.5) @ vectors.T
+                after[name] = after[name][0] + p * r.T @ a, after[name][1] + p * b @ r
+        self.start = after
+        self.rounds += 1
+
+
+Step: TypeAlias = Callable[[Dense, dict[str, Dense]], Dense]
+
+
+def momentum(beta: float, rate: float) -> Step:
+    """FedAvgM, arXiv 1909.06335: m <- beta m + d."""
+
+    def step(d: Dense, held: dict[str, Dense]) -> Dense:
+        held["m"] = double(beta * held.get("m", 0.0 * d) + d)
+        return double(rate * held["m"])
+
+    return step
+
+
+def adaptive(kind: str, rate: float) -> Step:
+    """FedAdam and FedYogi, arXiv 2003.00295, algorithm 2, value by value, with v_0 = tau^2."""
+    beta1, beta2, tau = 0.9, 0.99, 1e-3
+
+    def step(d: Dense, held: dict[str, Dense]) -> Dense:
+        m, v = held.get("m", 0.0 * d), held.get("v", 0.0 * d + tau**2)
+        found = 0.0 * d
+        for place, delta in np.ndenumerate(d):
+            m[place] = beta1 * m[place] + (1 - beta1) * delta
+            square = delta * delta
+            if kind == "adam":
+                v[place] = beta2 * v[place] + (1 - beta2) * square
+            elif v[place] > square:
+                v[place] -= (1 - beta2) * square
+            elif v[place] < square:
+                v[place] += (1 - beta2) * square
+            found[place] = rate * m[place] / (v[place] ** 0.5 + tau)
+        held["m"], held["v"] = m, v
+        return double(found)
+
+    return step
+
+
+@dataclass
+class Stepping(Mean):
+    """A step of the server's from the start towards the padded means, factor by factor."""
+
+    step: Step
+    turns: tuple[str, ...] = ("both",)
+    """The factors that train, round by round; the others rest."""
+    rounds: int = 0
+    held: dict[tuple[str, int], dict[str, Dense]] = field(default_factory=dict)
+
+    def round(self, trained: Trained, shares: Shares) -> None:
+        means = padded_means(trained, shares, self.start)
+        turn = self.turns[self.rounds % len(self.turns)]
+        self.rounds += 1
+        for name, pair in self.start.items():
+            parts = list(pair)
+            for place, factor in enumerate("AB"):
+                if turn in (factor, "both"):
+                    held = self.held.setdefault((name, place), {})
+                    parts[place] = parts[place] + self.step(means[name][place] - pair[place], held)
+            self.start[name] = parts[0], parts[1]

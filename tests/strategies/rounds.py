@@ -16,7 +16,7 @@ import numpy as np
 
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import beyond, rescale, stack, truncate
-from strategies.registry import STRATEGIES, Options, make_strategy
+from strategies.registry import STRATEGIES, make_strategy
 from strategies.strategy import Cohort, GlobalModel, Strategy, Update
 from strategies.warm_start import POLICIES, RANDOM
 from tests.adapter_generators import make_adapter
@@ -24,7 +24,9 @@ from tests.dense_oracle import Deltas, Dense, add, double
 from tests.strategies.oracles import (
     BestOfRank,
     Corrected,
+    Decomposed,
     DirectionByDirection,
+    LevelByLevel,
     Mean,
     MeanAndResidual,
     Mixtures,
@@ -32,9 +34,13 @@ from tests.strategies.oracles import (
     Oracle,
     Pairs,
     Residual,
+    Stepping,
     Sum,
+    Turned,
     Warm,
     WeighedBySize,
+    adaptive,
+    momentum,
     products,
 )
 from wire.rules import BOTH
@@ -77,9 +83,12 @@ class Case:
 
 def _warm(name: str, policy: str, energy: float = 0.0) -> Case:
     """Later starts are decompositions of earlier ones, which spread rounding a little."""
-    options = Options(policy=policy, energy=energy)
+    cut = {"energy": energy} if energy else {}
     return Case(
-        make_strategy(name, options), lambda f: Warm(f, policy, energy or 1.0), (BOTH,), 5e-6
+        make_strategy(name, policy=policy, **cut),
+        lambda f: Warm(f, policy, energy or 1.0),
+        (BOTH,),
+        5e-6,
     )
 
 
@@ -88,19 +97,17 @@ CASES: dict[str, Case] = {
     "ideal": Case(make_strategy("ideal"), Sum),
     "fedavg": Case(make_strategy("fedavg"), Mean),
     "zero-padding": Case(make_strategy("zero-padding"), Mean),
-    "hetlora": Case(make_strategy("hetlora", Options(prune=PRUNE, min_rank=1)), WeighedBySize),
+    "hetlora": Case(make_strategy("hetlora", prune=PRUNE, min_rank=1), WeighedBySize),
     "flexlora": Case(make_strategy("flexlora"), BestOfRank, tolerance=5e-6),
     "ffa-lora": Case(make_strategy("ffa-lora"), OneFactor, ("B",)),
     "rolora": Case(make_strategy("rolora"), lambda f: OneFactor(f, turns=("B", "A")), ("B", "A")),
     "fedex-lora": Case(make_strategy("fedex-lora"), MeanAndResidual),
     "lora-fair": Case(make_strategy("lora-fair"), Corrected),
     "lora-fair-strong": Case(
-        make_strategy("lora-fair", Options(ridge=0.5)), lambda f: Corrected(f, ridge=0.5)
+        make_strategy("lora-fair", ridge=0.5), lambda f: Corrected(f, ridge=0.5)
     ),
     "florist": Case(make_strategy("florist"), lambda f: Sum(f, energy=0.9)),
-    "florist-less": Case(
-        make_strategy("florist", Options(energy=0.6)), lambda f: Sum(f, energy=0.6)
-    ),
+    "florist-less": Case(make_strategy("florist", energy=0.6), lambda f: Sum(f, energy=0.6)),
     "frlora": Case(make_strategy("frlora"), Residual),
     "rbla": Case(make_strategy("rbla"), DirectionByDirection),
     "flora-na": Case(make_strategy("flora-na"), Mixtures, tolerance=5e-6),
@@ -113,6 +120,44 @@ CASES: dict[str, Case] = {
         for policy in POLICIES
         if policy != RANDOM
     },
+}
+CASES |= {
+    "fedprox": Case(make_strategy("fedprox"), Mean),
+    "scaffold": Case(make_strategy("scaffold"), Mean),
+    "raflora": Case(make_strategy("raflora"), LevelByLevel, tolerance=5e-6),
+    "fedsvd": Case(make_strategy("fedsvd"), Decomposed, ("B",), 5e-6),
+    "fedsvd-rarely": Case(
+        make_strategy("fedsvd", every=3), lambda f: Decomposed(f, every=3), ("B",), 5e-6
+    ),
+    "fedrot-lora": Case(make_strategy("fedrot-lora"), Turned, tolerance=5e-6),
+    "fedavgm": Case(make_strategy("fedavgm"), lambda f: Stepping(f, momentum(0.5, 1.0))),
+    "fedavgm-slow": Case(
+        make_strategy("fedavgm", beta=0.9, rate=0.5), lambda f: Stepping(f, momentum(0.9, 0.5))
+    ),
+    "fedavgm-none": Case(make_strategy("fedavgm", beta=0.0), Mean),
+    "fedavgm-over-zero-padding": Case(
+        make_strategy("fedavgm", over="zero-padding"), lambda f: Stepping(f, momentum(0.5, 1.0))
+    ),
+    "fedavgm-over-rolora": Case(
+        make_strategy("fedavgm", over="rolora"),
+        lambda f: Stepping(f, momentum(0.5, 1.0), turns=("B", "A")),
+        ("B", "A"),
+    ),
+    "fedadam": Case(
+        make_strategy("fedadam", rate=0.3),
+        lambda f: Stepping(f, adaptive("adam", 0.3)),
+        tolerance=5e-6,
+    ),
+    "fedyogi": Case(
+        make_strategy("fedyogi", rate=0.3),
+        lambda f: Stepping(f, adaptive("yogi", 0.3)),
+        tolerance=5e-6,
+    ),
+    "fedadam-over-ffa-lora": Case(
+        make_strategy("fedadam", over="ffa-lora", rate=0.3),
+        lambda f: Stepping(f, adaptive("adam", 0.3), turns=("B",)),
+        ("B",),
+    ),
 }
 WITHOUT_A_GLOBAL_MODEL = [n for n in STRATEGIES if make_strategy(n).properties.personal]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from adapters.adapter import Delta, Dense
+from adapters.adapter import Adapter, Delta, Dense
 from server.pieces import distinct, gained_at_first, in_pieces, start_piece
 from strategies.registry import STRATEGIES
 from strategies.strategy import Aggregated, GlobalModel, Strategy
@@ -24,7 +24,7 @@ from tests.strategies.cohorts import (
     total,
 )
 from wire.pieces import Piece
-from wire.rules import LocalRule
+from wire.rules import CONTROL, LocalRule
 
 ROUNDS = 3
 KNOWN = {"b", "r", "r_k", "R", "S", "T", "M", "N", "D", "m", "n", "r_kept", "min"}
@@ -97,7 +97,9 @@ class Site:
         both = rule.receives == "both"
         if both and start_piece(self.pieces, after.start, "float32"):
             return sent
-        return sent + values(after.start, rule.receives)
+        control = after.state.get(CONTROL) if rule.control else None
+        corrected = values(control) if isinstance(control, Adapter) else 0
+        return sent + values(after.start, rule.receives) + corrected
 
 
 FIXED = ("b r D", "b r M", "b r N")
@@ -111,9 +113,9 @@ def test_bytes_up_are_what_a_client_sends(strategy: Strategy, ranks: tuple[int, 
     for rounds in range(ROUNDS):
         for k, rank in enumerate(ranks):
             rule = strategy.local_rule(model, f"client-{k}")
-            sent = reply_of(strategy, model, f"client-{k}", rank, seed=k).adapter
+            update = reply_of(strategy, model, f"client-{k}", rank, seed=k)
             wanted = promised(strategy.properties.bytes_up, rank, ranks, rounds, {})
-            assert values(sent, rule.sends) == wanted
+            assert values(update.adapter, rule.sends) + values(update.control) == wanted
         model = made_of(strategy, model, ranks, rounds).model
 
 

@@ -15,7 +15,6 @@ from adapters.adapter import Adapter, Delta, Dense, Factors
 from adapters.algebra import beyond, norm
 from adapters.terms import sum_of_terms
 from strategies.noise import compare, ideal_change
-from strategies.rbla import Rbla
 from strategies.strategy import Cohort, GlobalModel, Strategy, Update
 from tests.dense_oracle import Deltas, add, dense_deltas, dense_sum, distance, frobenius
 from tests.strategies.cohorts import (
@@ -41,8 +40,8 @@ GLOBAL = {n: s for n, s in CONFIGURATIONS.items() if not s.properties.personal}
 
 
 def cuts(strategy: Strategy) -> bool:
-    """It drops directions on purpose, even those of one client alone."""
-    return bool(getattr(strategy, "energy", 1.0) < 1.0)
+    """Its model is not the clients' mean, on purpose, not even that of one client alone."""
+    return bool(getattr(strategy, "energy", 1.0) < 1.0) or strategy.properties.steps
 
 
 over_all = pytest.mark.parametrize(("strategy", "ranks"), cohorts(CONFIGURATIONS))
@@ -55,7 +54,7 @@ over_uncut = pytest.mark.parametrize(
 def alone(strategy: Strategy, before: GlobalModel, update: Update) -> Deltas:
     """What one client's reply makes of the global model: W + merged + its delta."""
     expected = add(frozen(before), dense_deltas(update.adapter))
-    if isinstance(strategy, Rbla) and before.start is not None:
+    if strategy.properties.keeps_untouched and before.start is not None:
         # The directions that it lacks stay as they were: the one method with a memory for them.
         untouched = dense_deltas(beyond(before.start, update.adapter.rank))
         expected = add(expected, untouched)

@@ -21,7 +21,8 @@ SCALES = (16 / 3, 0.7, 2.0, 8 / 5**0.5)
 STEADY = {
     name: strategy
     for name, strategy in CONFIGURATIONS.items()
-    if not strategy.properties.personal and getattr(strategy, "energy", 1.0) == 1.0
+    if not (strategy.properties.personal or strategy.properties.steps)
+    and getattr(strategy, "energy", 1.0) == 1.0
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import rescale
-from strategies.registry import Options, make_strategy
+from strategies.registry import make_strategy
 from strategies.strategy import Cohort, GlobalModel, Strategy, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Deltas, dense_deltas, dense_sum, distance, double, frobenius
@@ -53,7 +53,7 @@ def test_at_equal_ranks_padding_and_rank_based_averages_are_fedavg(name: str) ->
 
 @pytest.mark.parametrize("ranks", [(4, 4, 4), (8, 2, 5)])
 def test_florist_that_keeps_everything_is_flora(ranks: tuple[int, ...]) -> None:
-    florist, flora = make_strategy("florist", Options(energy=1.0)), make_strategy("flora")
+    florist, flora = make_strategy("florist", energy=1.0), make_strategy("flora")
     models = [florist.begin(draw(LARGE, 8, 1, 1.0)), flora.begin(draw(LARGE, 8, 1, 1.0))]
     for seed in range(4):
         updates = updates_of(*ranks, seed=seed)
@@ -67,14 +67,14 @@ def test_florist_that_keeps_everything_is_flora(ranks: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("ranks", [(4, 4, 4), (8, 2, 5)])
 def test_lora_fair_with_an_endless_ridge_is_zero_padding(ranks: tuple[int, ...]) -> None:
     updates = updates_of(*ranks)
-    strong = make_strategy("lora-fair", Options(ridge=1e12))
+    strong = make_strategy("lora-fair", ridge=1e12)
     assert_same(total(after(strong, updates)), total(after(make_strategy("zero-padding"), updates)))
 
 
 @pytest.mark.parametrize("start_rank", [8, 35])  # 35 rows of A in 30 columns
 def test_lora_fair_without_a_ridge_has_the_best_b_for_its_a(start_rank: int) -> None:
     updates = updates_of(8, 2, 5)
-    free = make_strategy("lora-fair", Options(ridge=0.0))
+    free = make_strategy("lora-fair", ridge=0.0)
     found = after(free, updates, start_rank)
     assert found.start is not None
     for name, wanted in ideal(updates).items():
@@ -86,9 +86,7 @@ def test_lora_fair_without_a_ridge_has_the_best_b_for_its_a(start_rank: int) -> 
 def test_lora_fair_comes_nearer_the_smaller_its_ridge() -> None:
     updates = updates_of(8, 2, 5)
     errors = [
-        distance(
-            total(after(make_strategy("lora-fair", Options(ridge=r)), updates)), ideal(updates)
-        )
+        distance(total(after(make_strategy("lora-fair", ridge=r), updates)), ideal(updates))
         for r in (0.0, 1e-2, 1.0, 100.0)
     ]
     assert all(x < y for x, y in pairwise(errors))
@@ -109,7 +107,7 @@ def of_norm_one(adapter: Adapter) -> Adapter:
 
 def test_hetlora_asks_for_pruning_unless_its_share_is_one() -> None:
     for prune, asked in ((1.0, 1.0), (0.5, 0.5)):
-        strategy = make_strategy("hetlora", Options(prune=prune, penalty=0.125, min_rank=3))
+        strategy = make_strategy("hetlora", prune=prune, penalty=0.125, min_rank=3)
         model = after(strategy, updates_of(8, 2, 5))
         rule = strategy.local_rule(model, "client-0")
         assert (rule.prune, rule.penalty, rule.rank, rule.min_rank) == (asked, 0.125, 8, 3)

@@ -9,7 +9,7 @@ from adapters.adapter import Adapter, Delta, Factors, pays_dense
 from core.errors import AdapterError
 from strategies.flora import Flora
 from strategies.noise import compare, ideal_change
-from strategies.registry import Options, make_strategy
+from strategies.registry import make_strategy
 from strategies.strategy import Cohort, GlobalModel, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import (
@@ -97,10 +97,10 @@ def test_what_energy_gives_up_is_logged_as_noise(energy: float) -> None:
 
 
 def test_only_the_lossless_energy_is_declared_exact() -> None:
-    assert make_strategy("flora") == make_strategy("flora", Options(energy=1.0)) == Flora()
+    assert make_strategy("flora") == make_strategy("flora", energy=1.0) == Flora()
     assert Flora().properties.exact
-    assert make_strategy("flora", Options(energy=0.99)) == Flora(0.99)
-    assert not make_strategy("flora", Options(energy=0.99)).properties.exact
+    assert make_strategy("flora", energy=0.99) == Flora(0.99)
+    assert not make_strategy("flora", energy=0.99).properties.exact
 
 
 @pytest.mark.parametrize("energy", [0.0, 1.5])

@@ -35,7 +35,7 @@ def test_a_weight_of_nearly_nothing_means_nearly_nothing_or_is_declared_undone(
         total(strategy.aggregate(before, Cohort(updates)).model), expected
     ) / frobenius(expected)
     if not strategy.properties.weighs_anew:
-        assert moved < 1e-2
+        assert moved < (2e-2 if strategy.properties.steps else 1e-2)
     elif len(set(ranks)) > 1:
         assert moved > 1.0
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adapters.adapter import draw
-from strategies.registry import Options, make_strategy
+from strategies.registry import make_strategy
 from strategies.strategy import Cohort, Update
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Dense, best_error, dense, dense_sum, energy_kept
@@ -49,7 +49,7 @@ def test_flexlora_is_the_best_approximation_of_its_rank(kind: str) -> None:
 def test_florist_is_the_best_approximation_at_the_lowest_rank_with_its_energy(
     energy: float,
 ) -> None:
-    updates, strategy = updates_of("normal"), make_strategy("florist", Options(energy=energy))
+    updates, strategy = updates_of("normal"), make_strategy("florist", energy=energy)
     after = strategy.aggregate(
         strategy.begin(draw(SHAPES, max(RANKS), 1, 1.0)), Cohort(updates)
     ).model

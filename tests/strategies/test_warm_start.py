@@ -5,10 +5,9 @@ import pytest
 
 from adapters.adapter import Adapter, Factors, draw
 from adapters.algebra import norm
-from core.errors import UsageError
-from strategies.registry import HAVE_A_START_POLICY, Options, make_strategy
+from strategies.registry import make_strategy
 from strategies.strategy import Cohort, GlobalModel, Strategy, Update
-from strategies.warm_start import POLICIES, RANDOM, begin_next_round, check_policy
+from strategies.warm_start import POLICIES, RANDOM, begin_next_round
 from tests.adapter_generators import make_adapter
 from tests.dense_oracle import Dense, dense, dense_deltas, dense_sum, distance, double, leading
 from tests.strategies.cohorts import (
@@ -30,9 +29,12 @@ over_methods = pytest.mark.parametrize(
 over_ranks = pytest.mark.parametrize("ranks", [EQUAL, MIXED], ids=["equal", "mixed"])
 over_warm = pytest.mark.parametrize("policy", WARM)
 
+OPEN = ("flora", "flora-warm", "florist")
+"""The methods that leave open what a round begins from."""
+
 
 def method(name: str, policy: str, energy: float = 1.0) -> Strategy:
-    return make_strategy(name, Options(policy=policy, energy=energy))
+    return make_strategy(name, policy=policy, energy=energy)
 
 
 @over_methods
@@ -54,7 +56,7 @@ def test_at_the_moment_of_the_start_the_global_model_is_that_of_a_random_one(
         model = expected
 
 
-@pytest.mark.parametrize("name", HAVE_A_START_POLICY)
+@pytest.mark.parametrize("name", OPEN)
 @over_ranks
 @over_warm
 def test_a_start_is_sorted_within_its_rank_and_as_long_as_fresh_rows(
@@ -102,7 +104,7 @@ def test_what_is_trained_next_are_the_leading_directions_that_the_policy_names(p
             assert np.linalg.norm(dense(f) - best) <= 1e-5 * np.linalg.norm(best)
 
 
-@pytest.mark.parametrize("name", HAVE_A_START_POLICY)
+@pytest.mark.parametrize("name", OPEN)
 @over_warm
 def test_what_clients_keep_frozen_is_counted_once(name: str, policy: str) -> None:
     """total' = total + sum_k p_k (delta_k after - delta_k before), though each sends r_k only."""
@@ -127,7 +129,7 @@ def test_what_clients_keep_frozen_is_counted_once(name: str, policy: str) -> Non
 
 
 def test_no_client_loses_a_direction_and_nothing_else_is_asked() -> None:
-    for name in HAVE_A_START_POLICY:
+    for name in OPEN:
         for policy in POLICIES:
             strategy = method(name, policy)
             rule = strategy.local_rule(begun(strategy, MIXED), "anyone")
@@ -187,9 +189,3 @@ def test_a_model_without_a_remembered_rank_begins_from_all_of_it() -> None:
     assert after.start is not None
     assert {f.rank for f in after.start.values()} == {3}
     assert_close(total(after), dense_deltas(whole), 1e-6)
-
-
-def test_an_unknown_policy_is_answered_with_the_known_ones() -> None:
-    assert [check_policy(policy) for policy in POLICIES] == list(POLICIES)
-    with pytest.raises(UsageError, match="random, keep-a, increment, global; got 'warm'"):
-        check_policy("warm")
