@@ -6,7 +6,9 @@ READY := $(VENV)/.ready
 COMPAT := .venv-compat
 COMPUTES := ^(torch|numpy|transformers|tokenizers|peft|safetensors)==
 
-.PHONY: demo test check lint types format bench fuzz soak load compat plot pretrain clean
+FAST := tests/test_house.py tests/settings tests/wire/test_messages.py tests/wire/test_codec.py tests/adapters/test_algebra.py tests/strategies/test_rounds.py tests/strategies/test_registry.py tests/journal/test_record.py
+
+.PHONY: demo quick test check lint types format bench fuzz soak load compat plot pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Bouquet needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -20,6 +22,9 @@ demo: $(READY)  ## ten clients of rank 64 to 4, three rounds, beside base and ce
 
 test: $(READY)  ## the whole suite, a process on each core, each file in one of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+
+quick: lint types  ## lint, types and the tests of what is pure arithmetic: under a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfile $(FAST)
 
 check: lint types test  ## what CI runs
 

@@ -9,6 +9,7 @@ from strategies.registry import (
     STRATEGIES,
     knobs_in,
     make_strategy,
+    refuse_idle_knobs,
     refuse_weights,
     why_one_rank,
 )
@@ -19,6 +20,7 @@ def method_of(settings: RunSettings) -> Strategy:
     """The strategy with its knobs; UsageError where they do not fit each other or the weights."""
     name, policy = settings.strategy.name, settings.start.policy
     known = [knob for knob, _, _ in knobs_in(name)]
+    refuse_idle_knobs(settings.strategy.knobs)
     knobs = knobs_of(settings.strategy.knobs, name)
     if policy != AUTO:
         if "policy" not in known:

@@ -17,12 +17,12 @@ from journal.record import FILE, read_rounds
 from journal.results import REFERENCES
 from server.progress import RunObserver, observe_run
 from settings.keys import Value
-from settings.knobs import KNOBS, knobs_of, read_knobs, write_knobs
+from settings.knobs import KNOBS, knobs_of, write_knobs
 from settings.run import RunSettings, run_settings
 from simulations.comparison_folder import Comparison, Entry
 from simulations.simulate import prepare, simulate
 from simulations.tuning import Tuning, final_loss
-from strategies.registry import knobs_in, make_strategy, strategy_names
+from strategies.registry import knobs_in, make_strategy, refuse_idle_knobs, strategy_names
 
 log = logging.getLogger("bouquet")
 ALL = "all"
@@ -162,7 +162,7 @@ class Runner:
         strategy = NEUTRAL if entry.name in REFERENCES else entry.name
         own: dict[str, Value] = {
             "strategy.name": strategy,
-            KNOBS: self._knobs_of(strategy),
+            KNOBS: own_knobs(shared_settings(self.layers).strategy.knobs, strategy),
             "seed": entry.seed,
             "output": str(folder),
             "resume": (folder / "config.toml").is_file() and entry.name not in REFERENCES,
@@ -176,12 +176,6 @@ class Runner:
         elif tuning is not None and tuning.chosen is not None:
             own["local.learning-rate"] = tuning.chosen
         return run_settings(*self.layers, own)
-
-    def _knobs_of(self, strategy: str) -> str:
-        """Of the knobs that all runs share, those that this method has."""
-        chosen = knobs_of(shared_settings(self.layers).strategy.knobs, strategy)
-        having = {knob for knob, _, _ in knobs_in(strategy)}
-        return write_knobs({knob: chosen[knob] for knob in chosen if knob in having})
 
     def _attempt(self, entry: Entry, settings: RunSettings) -> str | None:
         """Play a run to its end; why that failed, or None."""
@@ -278,16 +272,11 @@ def _restore(copy: Path, folder: Path) -> None:
         copy.rename(folder)
 
 
-def refuse_idle_knobs(text: str, names: Sequence[str]) -> None:
-    """UsageError for a knob that none of these methods has."""
-    for key in read_knobs(text):
-        method, _, knob = key.rpartition(".")
-        asked = [method] if method else names
-        if not any(knob == each for name in asked for each, _, _ in knobs_in(name)):
-            raise UsageError(
-                f"strategy.{key} is a knob of none of {', '.join(asked)}: "
-                "`bouquet options strategy` lists what each has"
-            )
+def own_knobs(text: str, strategy: str) -> str:
+    """Of the knobs that all runs share, those that this method has."""
+    chosen = knobs_of(text, strategy)
+    having = {knob for knob, _, _ in knobs_in(strategy)}
+    return write_knobs({knob: chosen[knob] for knob in chosen if knob in having})
 
 
 def shared_settings(layers: Sequence[Mapping[str, Value]]) -> RunSettings:

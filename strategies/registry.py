@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -11,6 +11,7 @@ from typing import Any
 
 from core.errors import UsageError, listing, nearest
 from settings.keys import Rule, Value, flatten, parse, walk
+from settings.knobs import read_knobs
 from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
 from strategies.fedavgm import FedAvgM
@@ -166,6 +167,21 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
+
+
+def refuse_idle_knobs(text: str, names: Sequence[str] | None = None) -> None:
+    """UsageError for a knob of one method that it has not, and for one that none of these has.
+
+    text: strategy.knobs.  names: the methods that run; None: what none of them names is let pass.
+    """
+    for key in read_knobs(text):
+        method, _, knob = key.rpartition(".")
+        asked = [method] if method else names
+        if asked and not any(knob == each for name in asked for each, _, _ in knobs_in(name)):
+            raise UsageError(
+                f"strategy.{key} is a knob of none of {', '.join(asked)}: "
+                "`bouquet options strategy` lists what each has"
+            )
 
 
 def refuse_weights(name: str, strategy: Strategy, weights: str) -> None:

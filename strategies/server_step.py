@@ -33,19 +33,12 @@ def method_under(name: str, over: str) -> Strategy:
     known = strategy_names()
     found = promises(over) if over != name else None
     if found is None or not found.averages:
-        fit = [
-            each
-            for each in known
-            if each not in STEPPING and (about := promises(each)) and about.averages
-        ]
+        fit = [each for each in known if (about := promises(each)) and about.averages]
         raise UsageError(
             f"strategy.{name}.over must be a method that averages factors, one of "
             f"{', '.join(fit)}; got {over!r}"
         )
     return make_strategy(over)
-
-
-STEPPING = ("fedavgm", "fedadam", "fedyogi")
 
 
 def properties_over(method: Strategy, title: str, source: str) -> Properties:

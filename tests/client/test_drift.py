@@ -14,6 +14,7 @@ from wire.codec import pack, unpack
 from wire.records import from_record, to_record
 
 SHAPES = {"q": (4, 6), "v": (3, 6)}
+pytestmark = pytest.mark.usefixtures("fresh_process")
 
 
 def parameters(seed: int) -> dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]:
@@ -52,7 +53,9 @@ def test_the_pull_is_half_the_squared_distance_and_its_gradient_the_distance() -
             steps[place] = np.full(factor.shape, 0.1 * (place + 1))
             factor += torch.from_numpy(steps[place]).float()
     value = pull(factors)
-    assert float(value.detach()) == pytest.approx(0.15 * sum((s**2).sum() for s in steps.values()), rel=1e-5)
+    assert float(value.detach()) == pytest.approx(
+        0.15 * sum((s**2).sum() for s in steps.values()), rel=1e-5
+    )
     value.backward()  # type: ignore[no-untyped-call]
     for place, factor in enumerate(f for pair in factors for f in pair):
         assert factor.grad is not None

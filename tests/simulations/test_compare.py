@@ -13,7 +13,7 @@ import pytest
 from journal.results import Run as ReadRun
 from journal.run_folder import RunFolder
 from journal.state import ServerState
-from simulations.compare import choose_names
+from simulations.compare import choose_names, own_knobs, shared_settings
 from strategies.zero_padding import ZeroPadding
 from tests.conftest import Run
 
@@ -283,3 +283,28 @@ def test_all_are_those_that_take_the_ranks() -> None:
     assert "fedavg" in choose_names("all", [4, 4])
     assert "fedavg" not in choose_names("all", [4, 2])
     assert choose_names("local,flora,local", [4]) == ["local", "flora"]
+
+
+def test_a_knob_that_no_compared_method_has_is_refused_before_anything_runs(
+    bouquet: Run, tmp_path: Path
+) -> None:
+    job = ("compare", "--strategies", "fedavg,hetlora", "--output", str(tmp_path / "compared"))
+    for knob, words in (
+        ("strategy.energy=0.5", "strategy.energy is a knob of none of fedavg, hetlora"),
+        ("strategy.hetlora.ridge=1", "strategy.hetlora.ridge is a knob of none of hetlora"),
+        ("strategy.hetlra.prune=1", "got 'hetlra'; the nearest is hetlora"),
+    ):
+        code, _, err = bouquet(*job, "--ranks", "4", "--set", knob)
+        assert code == 2
+        assert words in " ".join(err.split())
+    assert not list((tmp_path / "compared").glob("*/rounds.jsonl"))
+
+
+def test_each_compared_method_takes_the_knobs_that_it_has() -> None:
+    layers = [{"strategy.energy": 0.5, "strategy.hetlora.prune": 0.25, "strategy.penalty": 1.0}]
+    text = shared_settings(layers).strategy.knobs
+    assert {name: own_knobs(text, name) for name in ("flora", "hetlora", "fedavg")} == {
+        "flora": "energy=0.5",
+        "hetlora": "prune=0.25,penalty=1.0",
+        "fedavg": "",
+    }

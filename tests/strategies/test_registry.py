@@ -147,6 +147,8 @@ def test_the_configuration_of_an_older_run_means_what_it_meant() -> None:
         ({"strategy.enery": 0.5}, "'strategy.enery'; the nearest known key is strategy.energy"),
         ({"strategy.nam": "flora"}, "'strategy.nam'; the nearest known key is strategy.name"),
         ({"strategy.ridge": 0.5}, "flora has energy, policy."),
+        ({"strategy.hetlra.prune": 0.5}, "got 'hetlra'; the nearest is hetlora"),
+        ({"strategy.hetlora.ridge": 0.5}, "strategy.hetlora.ridge is a knob of none of hetlora"),
     ],
 )
 def test_a_knob_that_the_method_has_not_is_named(values: dict[str, Value], words: str) -> None:
