@@ -25,6 +25,7 @@ from deployment.folder import create_deployment
 from deployment.plan import Plan, read_plan
 from deployment.processes import Daemons, end_all, new_mark, refuse_without_proc
 from settings.keys import Value
+from settings.knobs import fold_knobs
 
 LINK = "trial"
 RUN = Path("runs", LINK)
@@ -133,7 +134,7 @@ def create_trial(
         "clients.count": len(ranks),
         "clients.min-replies": len(ranks),
     }
-    keys = {**own, **run_config}.items()
+    keys = fold_knobs({**own, **run_config}).items()  # flwr run takes knobs as text alone
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in keys]
     (folder / "run.toml").write_text("".join(lines))
     return Trial(folder)

@@ -294,7 +294,7 @@ def next_output(settings: RunSettings) -> Path:
 def read_config(path: Path, lists: bool = True) -> dict[str, Value]:
     """Flat keys from a run's config.toml, or from any TOML file of configuration keys.
 
-    lists: False refuses those that `flwr run` would not take.
+    lists: False refuses what `flwr run` would not take: lists, and knobs by keys of their own.
     """
     try:
         tables = tomllib.loads(path.read_text())
@@ -303,9 +303,16 @@ def read_config(path: Path, lists: bool = True) -> dict[str, Value]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     try:
-        return flatten_tables(tables.get("config", tables), lists=lists)
+        values = flatten_tables(tables.get("config", tables), lists=lists)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+    knobs = fold_knobs(values)
+    if not lists and KNOBS in knobs and knobs[KNOBS] != values.get(KNOBS):
+        raise UsageError(
+            f"{path}: flwr run takes only keys that pyproject.toml names, and a method's knobs as "
+            f"text: write {KNOBS} = {json.dumps(knobs[KNOBS], ensure_ascii=False)}"
+        )
+    return values
 
 
 def versions() -> dict[str, str]:

@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 from commands.cli import cli
 from journal.run_folder import read_config
+from server.method import method_of
 from settings.keys import Value
 from settings.run import default_values, run_settings
+from strategies.registry import make_strategy
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 LABELS = ("yes, but", "no")
@@ -72,3 +74,18 @@ def test_a_list_is_refused_as_flower_will_and_the_advice_works(
     taken = run_settings(by_flower(str(tmp_path / "run.toml")))
     assert taken == run_settings(read_config(tmp_path / "plain.toml"))
     assert "is a list" not in checked(tmp_path)[1]
+
+
+def test_a_knob_reaches_a_run_as_text_and_a_key_of_its_own_is_refused_with_the_text(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "run.toml").write_text('strategy.name = "flora"\nstrategy.flora.energy = 0.5\n')
+    with pytest.raises(ValueError, match=r"strategy\.flora\.energy"):
+        by_flower(str(tmp_path / "run.toml"))
+    code, said = checked(tmp_path)
+    assert code == 2
+    found = re.search(r'strategy\.knobs = "?(flora\.energy=0\.5)"?', said)
+    assert found is not None, said
+    (tmp_path / "run.toml").write_text(f'strategy.name = "flora"\nstrategy.knobs = "{found[1]}"\n')
+    settings = run_settings(by_flower(str(tmp_path / "run.toml")))
+    assert method_of(settings) == make_strategy("flora", energy=0.5)
