@@ -83,7 +83,7 @@ def test_a_knob_reaches_a_run_as_text_and_a_key_of_its_own_is_refused_with_the_t
     with pytest.raises(ValueError, match=r"strategy\.flora\.energy"):
         by_flower(str(tmp_path / "run.toml"))
     code, said = checked(tmp_path)
-    assert code == 2
+    assert code != 0
     found = re.search(r'strategy\.knobs = "?(flora\.energy=0\.5)"?', said)
     assert found is not None, said
     (tmp_path / "run.toml").write_text(f'strategy.name = "flora"\nstrategy.knobs = "{found[1]}"\n')
