@@ -9,7 +9,7 @@ those ranks ten times over for a hundred. Goals: stack at most 2 (ten clients) a
 times memcpy; refactor at most 2.5 products.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def stacking(side: int, times: int, goal: float) -> Iterator[Row]:
     values = sum(f.a.size + f.b.size for adapter in adapters for f in adapter.values())
     source, target = np.ones(values, np.float32), np.zeros(values, np.float32)
     loops = max(1, 200 // times)
-    copies = {
+    copies: dict[str, tuple[Callable[[], object], float | None]] = {
         "memcpy": (lambda: np.copyto(target, source), goal),
         "memcpy into new memory": (source.copy, None),
     }

@@ -43,8 +43,10 @@ def seconds_of(layers: int, rank: int, rounds: int) -> dict[str, Any]:
             "benchmarks.deployed_apps:client_app",
             {"a": {}, "bb": {}},
             insecure=True,
-            FLWR_SUPEREXEC_TASK_POLL_INTERVAL=POLL_SECONDS,
-            **{JOB: json.dumps(job)},
+            environment={
+                "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_SECONDS,
+                JOB: json.dumps(job),
+            },
         )
         loopback = federation.loopback
         try:

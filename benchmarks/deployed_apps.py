@@ -25,8 +25,9 @@ from benchmarks.wire import linear_layers
 from client.answering import client_app as bouquet_app
 from client.answering import shelf_of
 from client.job import open_job
+from core.events import log_to_stdout
 from server.admission import Rejection
-from server.progress import LogObserver, log_to_stdout, observe_run
+from server.progress import LogObserver, observe_run
 from server.rounds import run_rounds
 from settings.keys import Value
 from settings.run import run_settings
@@ -109,7 +110,7 @@ class Turns(LogObserver):
         replies = list(self._grid.send_and_receive(messages, timeout=TIMEOUT))
         if len(replies) != 2 or any(reply.has_error() for reply in replies):
             raise RuntimeError(f"{len(replies)} of 2 replies")
-        self._raw = replies[0].content["raw"]["raw"].numpy()  # type: ignore[index, union-attr]
+        self._raw = replies[0].content.array_records["raw"]["raw"].numpy()
 
 
 @server_app.main()
@@ -165,14 +166,14 @@ def others(
     """What Flower's own and the raw variant are answered; Bouquet's messages go on."""
     content = message.content
     if "raw" in content:
-        raw = content["raw"]["raw"].numpy().copy()  # type: ignore[index, union-attr]
+        raw = content.array_records["raw"]["raw"].numpy().copy()
         raw[:: 1 << 20] ^= np.uint8(_mine(context))
         reply = RecordDict({"raw": ArrayRecord({"raw": Array(raw)})})
         return Message(reply, reply_to=message)
     if "arrays" in content:
         changed = {
             name: Array(_touched(array.numpy(), _mine(context)))
-            for name, array in content["arrays"].items()  # type: ignore[union-attr]
+            for name, array in content.array_records["arrays"].items()
         }
         metrics = MetricRecord({"num-examples": 10})
         reply = RecordDict({"arrays": ArrayRecord(changed), "metrics": metrics})

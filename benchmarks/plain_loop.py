@@ -147,7 +147,7 @@ class PlainLoop:
             batch = self._pad(examples, step_of_width)
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
                 loss = loss_of(self.model, batch)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, local.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()

@@ -20,12 +20,13 @@ from benchmarks.plain_loop import LOOPS, PlainLoop
 from server.admission import Rejection
 from server.member import Member
 from server.progress import RunObserver, observe_run
+from settings.keys import Value
 from settings.run import RunSettings, run_settings
 from simulations.simulate import prepare, simulate
 
 ROUNDS = 3
 WARM_UP = 2
-QUICK = {
+QUICK: dict[str, Value] = {
     "rounds": 4,
     "lora.rank": "8,4",
     "clients.count": 2,
@@ -92,7 +93,7 @@ class SideBySide(RunObserver):
 def measure(quick: bool) -> Iterator[Row]:
     """Run the job and divide."""
     with tempfile.TemporaryDirectory() as folder:
-        job = QUICK if quick else {"rounds": ROUNDS}
+        job: dict[str, Value] = QUICK if quick else {"rounds": ROUNDS}
         settings = run_settings({"output": str(Path(folder, "run")), **job})
         prepare(settings)
         watch = SideBySide(settings)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from adapters.adapter import Factors
 from benchmarks.algebra import RANKS, clients
 from benchmarks.measuring import Row, alternate, progress, ratios, report
 from strategies.flexlora import FlexLora
@@ -53,6 +54,7 @@ def compared(name: str, strategy: Strategy, updates: list[Update], rank: int) ->
     after = strategy.aggregate(begin, Cohort(updates)).model.total()
     assert after is not None
     found = after["q_proj"]
+    assert isinstance(found, Factors)
     mean = dense_mean(updates).astype(np.float64)
     error = np.linalg.norm(mean - found.b.astype(np.float64) @ found.a)
     values = np.linalg.svd(mean, compute_uv=False)

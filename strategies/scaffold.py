@@ -39,6 +39,8 @@ class Scaffold(Strategy):
             bytes_up="2 b r D",
             bytes_down="2 b r D",
             averages=True,
+            weighs_anew="its control variates count every client alike, so that one client turns "
+            "the steps of all others, whatever the robust rule made of its weight",
         )
 
     def begin(self, fresh: Adapter) -> GlobalModel:

@@ -68,7 +68,7 @@ class Load:
             "tools.rehearsal.quick_client:app",
             self._sites,
             prefix=ENDS_WITH_US,
-            FLWR_SUPEREXEC_TASK_POLL_INTERVAL=POLL_SECONDS,
+            environment={"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_SECONDS},
         )
         self._run = self._federation.coordinator / "runs" / "load"
 

@@ -32,7 +32,7 @@ def honest_adapter(rng: random.Random) -> Adapter:
     """One to three modules of ranks 0 to 3, their scales alike or not."""
     numbers = np.random.default_rng(rng.getrandbits(32))
     scales = [rng.choice((0.5, 2.0))] * 3 if rng.random() < 0.5 else [0.5, 1.0, 2.0]
-    modules = {}
+    modules: dict[str, Factors] = {}
     for scale, (name, (m, n)) in zip(scales, rng.sample(sorted(SHAPES.items()), 3), strict=True):
         if modules and rng.random() < 0.3:
             continue

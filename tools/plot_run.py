@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from journal.record import FILE, RoundRecord, read_rounds
+from journal.record import FILE, RoundRecord, read_rounds, value_of
 
 COLOURS = ["#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e"]
 
@@ -44,7 +44,7 @@ def main() -> None:
             left.annotate("central LoRA", (0, loss), (0, 4), textcoords="offset points")
         for key, style in (("bytes_up", "o-"), ("bytes_down", "s:")):
             words = f"{name}, {key.removeprefix('bytes_')}"
-            megabytes = [record[key] / 1e6 for record in rounds[1:]]
+            megabytes = [value_of(record, key) / 1e6 for record in rounds[1:]]
             right.plot(numbers[1:], megabytes, style, color=colour, label=words)
     left.set(xlabel="round (0 is the base model)", ylabel="held-out loss, nats per token")
     right.set(xlabel="round", ylabel="MB, all clients together", ylim=(0, None))

@@ -89,7 +89,7 @@ class Soak:
             "tools.rehearsal.quick_client:app",
             self._sites,
             prefix=ENDS_WITH_US,
-            **{TRAINING: "0.7"},
+            environment={TRAINING: "0.7"},
         )
         self._loopback = self.federation.loopback
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from journal.record import read_rounds
+from journal.record import read_rounds, value_of
 from journal.results import REFERENCES
 from journal.run_folder import read_config
 from reports import figure_style as style
@@ -42,7 +42,7 @@ def read_cell(folder: Path) -> Runs:
             continue
         ends = [r for r in rounds[1:] if "client_held_out" in r][-LAST:]
         numbers = {
-            short: statistics.fmean(r[key] for r in ends)
+            short: statistics.fmean(value_of(record, key) for record in ends)
             for key, short in KEPT.items()
             if key in ends[-1]
         }

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Error, Message, RecordDict
 
@@ -171,3 +172,52 @@ def test_half_precision_halves_the_bytes() -> None:
     large = draw({"q": (512, 512)}, 32, 0, 1.0)
     exact = broadcast(GlobalModel(merged=large), "float32").num_bytes
     assert broadcast(GlobalModel(merged=large), "bfloat16").num_bytes < 0.51 * exact
+
+
+CORRECTED = [Asked(member, LocalRule(control=True)) for member in MEMBERS]
+GRADIENTS = make_adapter(3, SHAPES, RANK, 1.0)
+TOO_MUCH = Adapter({n: Factors(1e6 * f.a, f.b, 1.0) for n, f in GRADIENTS.items()})
+NOT_FINITE = Adapter({n: Factors(np.float32(np.nan) * f.a, f.b, 1.0) for n, f in GRADIENTS.items()})
+
+
+def corrected(control: bytes | None) -> RecordDict:
+    stamp = Stamp(ROUND, BASE, data_of(0))
+    return TrainReply(stamp, pack(HONEST), counted(), control=control).to_records()
+
+
+def test_a_control_variate_comes_with_a_reply_where_it_is_asked_for() -> None:
+    first, second = messages()
+    answers = [Message(corrected(pack(GRADIENTS)), reply_to=one) for one in (first, second)]
+    replies, rejected = admit(answers, CORRECTED)
+    assert rejected == []
+    assert [pack(reply.control) for reply in replies] == [pack(GRADIENTS)] * 2
+    assert replies[0].bytes_up == len(pack(HONEST)) + len(pack(GRADIENTS))
+    replies, rejected = admit([Message(corrected(pack(GRADIENTS)), reply_to=first)])
+    assert replies == []
+    assert "the record 'control' was not asked for" in rejected[0].reason
+
+
+@pytest.mark.parametrize(
+    ("control", "reason"),
+    [
+        (None, "expected an ArrayRecord with the one array 'packed'; got none"),
+        (b"nothing", "at least 8 bytes|truncated|header"),
+        (pack(make_adapter(3, SHAPES, RANK + 1, 1.0)), "bytes came where at most|goes beyond the"),
+        (pack(make_adapter(3, SHAPES, RANK - 1, 1.0)), f"rank {RANK - 1} .*expected {RANK} and 1"),
+        (pack(make_adapter(3, SHAPES, RANK, 2.0)), "scale 2 .*expected 2 and 1"),
+        (pack(Adapter({"k": make_adapter(3, {"k": (6, 8)}, RANK, 1.0)["k"]})), "modules or shapes"),
+        (pack(TOO_MUCH), "control variate of .* holds .*; trained factors stay below"),
+        (pack(NOT_FINITE), "not finite"),
+        (b"x" * 10**6, "1,000,000 bytes came where at most"),
+    ],
+)
+def test_a_bad_control_variate_is_a_bad_reply(control: bytes | None, reason: str) -> None:
+    first, second = messages()
+    answers = [
+        Message(corrected(control), reply_to=first),
+        Message(corrected(pack(GRADIENTS)), reply_to=second),
+    ]
+    replies, rejected = admit(answers, CORRECTED)
+    assert [reply.client for reply in replies] == ["client-01"]
+    assert rejected[0].client == "client-00"
+    assert re.search(reason, rejected[0].reason), rejected[0].reason

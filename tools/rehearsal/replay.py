@@ -73,7 +73,7 @@ def replay(folder: Path) -> None:
     failed = {(number, name) for number, name in told["failed"]}
 
     def answer(message: Message, context: Context) -> Message:
-        instruction = message.content.get("instruction", {})
+        instruction: Any = message.content.get("instruction", {})
         asked = (instruction.get("round"), context.node_config["name"])
         if message.metadata.message_type != "query" and asked in failed:
             raise RuntimeError("failed")

@@ -30,7 +30,7 @@ class SmallFederation:
         insecure: bool = False,
         prefix: str = "",
         prefixes: Mapping[str, str] | None = None,
-        **environment: str,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """serverapp, clientapp: as module:attribute. sites: name -> what its [node] says more.
 
@@ -44,7 +44,7 @@ class SmallFederation:
             BOUQUET_CONTROL_PORT=str(control),
             PYTHONDONTWRITEBYTECODE="",
             PYTHONPYCACHEPREFIX=str(folder / "bytecode"),
-            **environment,
+            **(environment or {}),
         )
         self.project = _stub_project(folder / "project", serverapp, clientapp)
         self.deployment = self.project / LINK
