@@ -1,8 +1,8 @@
-"""Messages out, answers in: whoever is silent, a wait ends.
+"""Messages out, answers in; every wait has an end, whoever stays silent.
 
-Flower holds an answer until somebody asks for it. A mailbox asks for all that is still out, so that
-an answer that comes after its round is taken from the SuperLink, counted and dropped. A SuperLink
-that is out of breath (its database is locked, say) is asked again before the run gives up.
+Flower holds an answer until somebody asks for it. A mailbox asks for every message that is still
+out, so an answer that comes after its round is fetched, counted and dropped. A SuperLink that is
+briefly unavailable (its database is locked, say) is retried before the run gives up.
 """
 
 import secrets
