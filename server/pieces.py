@@ -2,11 +2,11 @@
 
     merged = sum of the pieces, each named by the hash of its bytes
 
-A piece is a term of what one round added (adapters/terms.py) or, now and then, all of merged written
-anew in its cheapest form. A start that is itself a term of merged (it was taken out of the rest, or
-steps are steps of it) is a piece too, and travels once. The choice of pieces depends on the model
-alone, never on what a site already holds: a site that lost everything and gets all pieces has bit
-for bit what the others have.
+A piece is a term of what one round added (adapters/terms.py) or, now and then, all of merged
+written anew in its cheapest form. A start that is itself a term of merged (it was taken out of the
+rest, or steps are steps of it) is a piece too, and travels once. The choice of pieces depends on
+the model alone, never on what a site already holds: a site that lost everything and gets all pieces
+has bit for bit what the others have.
 """
 
 from collections.abc import Sequence

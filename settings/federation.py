@@ -1,6 +1,7 @@
 """The keys that concern the federation: method, clients, evaluation, wire."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from settings.keys import key
 from settings.knobs import read_knobs
@@ -26,20 +27,18 @@ class StrategySettings:
 class StartSettings:
     """What a round begins from, where the method itself leaves it open."""
 
-    policy: str = key(
+    policy: Literal["auto", "random", "keep-a", "increment", "global"] = key(
         "Factors at the start of a round: random (the FLoRA paper); keep-a (the leading directions "
         "of the newest increment, B zero); increment or global (the leading part of the newest "
         "increment or of all that was merged, taken out of merged). The global model is the same. "
         "auto: the method's own.",
-        one_of=("auto", "random", "keep-a", "increment", "global"),
     )
     adapter: str = key(
         "Folder of a PEFT adapter that the run begins from: its delta is merged into the global "
         "model before round one; empty: the base alone."
     )
-    optimizer: str = key(
+    optimizer: Literal["fresh", "kept"] = key(
         "Each client's optimizer at the start of a round: fresh, or kept from its last round.",
-        one_of=("fresh", "kept"),
     )
 
 
@@ -56,15 +55,13 @@ class ClientsSettings:
         at_least=1,
         at_most=10,
     )
-    weights: str = key(
+    weights: Literal["examples", "uniform", "geometric-median"] = key(
         "A client's weight in the mean: its number of examples, the same for all, or by number of "
         "examples the geometric median of the changes, which a minority cannot drag away.",
-        one_of=("examples", "uniform", "geometric-median"),
     )
-    head: str = key(
+    head: Literal["auto", "shared", "own"] = key(
         "A classifier's head: averaged by the server (shared), or each client's own, which never "
         "travels. auto: own under personal methods, else shared.",
-        one_of=("auto", "shared", "own"),
     )
     min_replies: int = key("A round with fewer usable replies stops the run.", at_least=1)
     min_examples: int = key(
@@ -112,10 +109,9 @@ class EvaluateSettings:
 class WireSettings:
     """How adapters travel."""
 
-    dtype: str = key(
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = key(
         "Number format on the wire: float32 is exact, bfloat16 and float16 take half its bytes, "
         "int8 a quarter (with a scale for every 256 values).",
-        one_of=("float32", "bfloat16", "float16", "int8"),
     )
 
 

@@ -9,8 +9,8 @@ import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from core.errors import UsageError, nearest
 from settings.synonyms import known_synonym
@@ -74,7 +74,15 @@ def walk(section: Any, prefix: str = "") -> Iterator[tuple[str, type, Rule]]:
         if is_dataclass(hints[entry.name]):
             yield from walk(hints[entry.name], name + ".")
         else:
-            yield name, hints[entry.name], entry.metadata["rule"]
+            yield name, *_kind_and_rule(hints[entry.name], entry)
+
+
+def _kind_and_rule(hint: Any, entry: "Field[Any]") -> tuple[type, Rule]:
+    """The type of a value and what it must be; a choice is a Literal of its words."""
+    rule: Rule = entry.metadata["rule"]
+    if get_origin(hint) is Literal:
+        return str, replace(rule, one_of=get_args(hint))
+    return hint, rule
 
 
 def parse(section: type[Section], values: Mapping[str, Value], prefix: str = "") -> Section:
@@ -126,14 +134,17 @@ def _build(section: type[Section], values: Mapping[str, Value], prefix: str) -> 
         if is_dataclass(hints[entry.name]):
             built[entry.name] = _build(hints[entry.name], values, name + ".")
         elif name not in values:
-            raise UsageError(f"configuration key {name} is missing; expected {_wanted(entry)}")
+            rule = _kind_and_rule(hints[entry.name], entry)[1]
+            wanted = rule.range() or "a value"
+            raise UsageError(f"configuration key {name} is missing; expected {wanted}")
         else:
-            built[entry.name] = _checked(name, values[name], hints[entry.name], entry)
+            built[entry.name] = _checked(
+                name, values[name], *_kind_and_rule(hints[entry.name], entry)
+            )
     return section(**built)
 
 
-def _checked(name: str, value: Value, kind: type, entry: "Field[Any]") -> Value:
-    rule: Rule = entry.metadata["rule"]
+def _checked(name: str, value: Value, kind: type, rule: Rule) -> Value:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind or not rule.admits(value):
@@ -156,11 +167,6 @@ def shown_value(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value).replace("\n", "\\n") or '""'
-
-
-def _wanted(entry: "Field[Any]") -> str:
-    rule: Rule = entry.metadata["rule"]
-    return rule.range() or "a value"
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Value]:

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core.errors import UsageError
 from settings.federation import (
@@ -95,12 +95,11 @@ class ModelSettings:
         "A folder or hub id of a causal language model, or under task=classification of an encoder "
         "or classifier; 'embedded' is the small causal one shipped here."
     )
-    dtype: str = key("Number format of the frozen base.", one_of=("float32", "bfloat16", "float16"))
+    dtype: Literal["float32", "bfloat16", "float16"] = key("Number format of the frozen base.")
     device: str = key("Where to train: auto takes CUDA where there is one. A site may override.")
-    quantization: str = key(
+    quantization: Literal["none", "int8", "nf4"] = key(
         "Hold the frozen base in 8 or 4 bits (bitsandbytes: pip install 'bouquet[quantization]'); "
         "none: as model.dtype says.",
-        one_of=("none", "int8", "nf4"),
     )
     trust_remote_code: bool = key(
         "Run the Python code that some models bring along. It can do anything: read it first."
@@ -117,11 +116,10 @@ class DataSettings:
         """'["a, b.jsonl", "c.jsonl"]'; 'embedded' reads the docstrings of Python's standard """
         "library."
     )
-    partition: str = key(
+    partition: Literal["auto", "iid", "dirichlet", "natural", "files"] = key(
         "How examples are dealt to clients: at random; by Dirichlet shares of each label in "
         "data.field; whole groups of equal data.field; or one file for each client. auto is "
         "natural for the embedded data and iid for other.",
-        one_of=("auto", "iid", "dirichlet", "natural", "files"),
     )
     field: str = key(
         "The field that dirichlet and natural partitions go by. auto: package for the embedded "
@@ -163,7 +161,7 @@ class DataSettings:
         "File with a chat template (Jinja), in place of the tokenizer's own, and in use as if "
         "data.chat-template were set; empty: its own."
     )
-    loss_on: str = key("Tokens that count in the loss.", one_of=("response", "all"))
+    loss_on: Literal["response", "all"] = key("Tokens that count in the loss.")
     context: int = key(
         "Most tokens of one example; longer responses and conversations lose their end.", at_least=8
     )
@@ -261,9 +259,8 @@ class LocalSettings:
     learning_rate: float = key(
         "Peak learning rate of AdamW; 0: 6e-3 on the embedded model, 2e-4 on any other.", at_least=0
     )
-    schedule: str = key(
+    schedule: Literal["cosine", "linear", "constant"] = key(
         "Learning rate over the round's steps, after warm-up.",
-        one_of=("cosine", "linear", "constant"),
     )
     warmup: float = key("Share of the steps over which the rate rises.", at_least=0, at_most=1)
     weight_decay: float = key("Decoupled weight decay on the factors.", at_least=0)
@@ -272,11 +269,10 @@ class LocalSettings:
         "Compute activations again in the backward pass instead of keeping them: less memory, "
         "about a third more time."
     )
-    precision: str = key(
+    precision: Literal["auto", "float32", "bfloat16"] = key(
         "Arithmetic of training: bfloat16 autocast, or float32, which is the base's own format "
         "beside factors in float32. auto is bfloat16 where GPU or CPU have it in hardware and "
         "model.dtype is not float16. Evaluation is always in the base's own format.",
-        one_of=("auto", "float32", "bfloat16"),
     )
 
 
@@ -294,9 +290,8 @@ class RunSettings:
     wire: WireSettings
     status: StatusSettings
     start: StartSettings
-    task: str = key(
+    task: Literal["causal", "classification"] = key(
         "causal: the loss is that of the response's tokens; classification: of a text's label.",
-        one_of=("causal", "classification"),
     )
     rounds: int = key("Federated rounds.", at_least=1)
     seed: int = key("Every random choice of the run derives from it.", at_least=0, at_most=2**31)

@@ -21,7 +21,7 @@ from adapters.algebra import add
 from adapters.refactoring import compact
 from settings.keys import key
 from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy
-from strategies.warm_start import POLICIES, RANDOM, begin_next_round, without_start
+from strategies.warm_start import RANDOM, Policy, begin_next_round, without_start
 from wire.rules import LocalRule
 
 
@@ -35,7 +35,7 @@ class Flora(Strategy):
         above=0,
         at_most=1,
     )
-    policy: str = key("As start.policy, which sets it.", default=RANDOM, one_of=POLICIES)
+    policy: Policy = key("As start.policy, which sets it.", default=RANDOM)
 
     @property
     def properties(self) -> Properties:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from adapters.adapter import Adapter, Factors
 from strategies.strategy import Aggregated, Cohort, GlobalModel, Properties, Strategy, mean
-from wire.rules import LocalRule
+from wire.rules import A, B, LocalRule
 
-OTHER = {"A": "B", "B": "A"}
+OTHER = {A: B, B: A}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RoLora(Strategy):
 
     def local_rule(self, model: GlobalModel, client: str) -> LocalRule:
         """The factor whose turn it is trains and travels."""
-        turn = str(model.state["turn"])
+        turn = A if model.state["turn"] == A else B
         return LocalRule(trains=turn, sends=turn)
 
     def aggregate(self, model: GlobalModel, cohort: Cohort) -> Aggregated:

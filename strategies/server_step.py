@@ -78,7 +78,7 @@ def stepped(
     after: dict[str, dict[str, Factors]] = {name: {} for name in held}
     start = {}
     for module, f in began.items():
-        parts = {}
+        parts: dict[str, FloatArray] = {}
         for factor, old, new in ((A, f.a, goal[module].a), (B, f.b, goal[module].b)):
             mine = {name: _factor(before[name][module], factor) for name in held}
             if trains in (factor, BOTH):

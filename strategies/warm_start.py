@@ -20,6 +20,7 @@ decomposed may be the newest increment or, as in `flora-warm`, all of G.
 """
 
 from collections.abc import Mapping
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -30,8 +31,9 @@ from adapters.refactoring import compact, leading, refactor
 from adapters.terms import MINUS, PLUS, Term
 from strategies.strategy import GlobalModel, whole_number
 
-RANDOM = "random"
-POLICIES = (RANDOM, "keep-a", "increment", "global")
+Policy: TypeAlias = Literal["random", "keep-a", "increment", "global"]
+RANDOM: Policy = "random"
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 FRESH_ROW_NORM = 3.0**-0.5
 ROUNDING = 1e-6
 """A direction below this share of ||G|| is rounding: clients draw a fresh one in its place."""

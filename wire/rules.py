@@ -1,13 +1,15 @@
 """What a method asks of a client: which factors train and travel, at which rank."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from settings.keys import key
 
-A = "A"
-B = "B"
-BOTH = "both"
-FACTORS = (A, B, BOTH)
+Factor: TypeAlias = Literal["A", "B", "both"]
+A: Literal["A"] = "A"
+B: Literal["B"] = "B"
+BOTH: Literal["both"] = "both"
+FACTORS: tuple[Factor, ...] = (A, B, BOTH)
 CONTROL = "control"
 """The record of a control variate, and its name in a method's state."""
 
@@ -16,17 +18,15 @@ CONTROL = "control"
 class LocalRule:
     """What a method asks of a client in one round; the defaults are plain LoRA training."""
 
-    trains: str = key("The factors that train.", default=BOTH, one_of=FACTORS)
-    sends: str = key(
+    trains: Factor = key("The factors that train.", default=BOTH)
+    sends: Factor = key(
         "The factors that travel up. What does not is as it was in the start.",
         default=BOTH,
-        one_of=FACTORS,
     )
-    receives: str = key(
+    receives: Factor = key(
         "The factors of the start that travel down. An A that does not is drawn from the run's "
         "seed, a B that does not is zero.",
         default=BOTH,
-        one_of=FACTORS,
     )
     keeps_b: bool = key(
         "The client keeps its own B from round to round and never sends it.", default=False
