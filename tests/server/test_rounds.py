@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -19,7 +21,8 @@ from journal.live_status import read_live_status
 from journal.run_folder import RunFolder, read_config
 from journal.state import load_state
 from server.rounds import run_rounds
-from settings.keys import Value
+from settings.keys import Value, flatten_tables
+from settings.knobs import KNOBS, RETIRED
 from settings.run import RunSettings
 from simulations.grid import FIRST_CLIENT_NODE, InProcessGrid
 from strategies.registry import STRATEGIES as REGISTERED
@@ -48,7 +51,8 @@ def rounds_of(folder: Path) -> list[Any]:
 
 def state_bytes(folder: Path) -> dict[str, bytes]:
     newest = max((folder / "state").glob("round-*"))
-    return {path.name: path.read_bytes() for path in sorted(newest.glob("*.safetensors"))}
+    found = sorted([*newest.glob("*.safetensors"), *newest.glob("state.json")])
+    return {path.name: path.read_bytes() for path in found}
 
 
 def adapter_bytes(folder: Path) -> bytes | None:
@@ -511,3 +515,28 @@ def test_the_configuration_follows_a_run_that_goes_on_for_longer(tmp_path: Path)
     told = read_live_status(tmp_path / "run")
     assert told is not None
     assert (told.state, told.rounds, told.rounds_done) == ("finished", 3, 3)
+
+
+@pytest.mark.parametrize("name", ["rolora", "flora", "hetlora"])
+def test_a_run_begun_by_the_version_before_goes_on_to_the_same_bytes(
+    name: str, tmp_path: Path
+) -> None:
+    """Its knobs are keys of the configuration, its state is of format 4."""
+    values: dict[str, Value] = {"strategy__name": name, "lora__rank": "2"}
+    whole = play(settings_of(tmp_path / "whole", rounds=4, **values))
+    older = play(settings_of(tmp_path / "older", rounds=2, **values))
+    config = tomllib.loads((older / "config.toml").read_text())
+    table: Any = config.get("config", config)
+    kept = {n: v for n, v in flatten_tables(table).items() if n != KNOBS}
+    (older / "config.toml").write_text(tomli_w.dumps({**config, "config": {**kept, **RETIRED}}))
+    for state in (older / "state").glob("round-*"):
+        manifest = json.loads((state / "manifest.json").read_text())
+        words = state / "state.json"
+        manifest["memory"] = json.loads(words.read_text()) if words.is_file() else {}
+        manifest["format"] = "bouquet-state-4"
+        manifest["files"].pop("state.json", None)
+        words.unlink(missing_ok=True)
+        (state / "manifest.json").write_text(json.dumps(manifest))
+    again = play(settings_of(older, rounds=4, resume=True, **values))
+    assert rounds_of(again) == rounds_of(whole)
+    assert adapter_bytes(again) == adapter_bytes(whole) is not None
