@@ -14,6 +14,7 @@ from client.app import app as client_app
 from core.errors import UsageError
 from journal.data_files import refuse_changed_data
 from journal.run_folder import read_config
+from journal.state import FORMAT
 from server.data_record import data_record, evaluated_record
 from server.evaluation import with_labels
 from server.rounds import run_rounds
@@ -115,7 +116,7 @@ def test_a_run_of_another_version_says_how_it_can_be_read(
     write(tmp_path / "a.jsonl", rows(20))
     assert bouquet(*job, "--data", "a.jsonl", "-o", "my run")[0] == 0
     for manifest in Path("my run/state").glob("*/manifest.json"):
-        manifest.write_text(manifest.read_text().replace("bouquet-state-4", "bouquet-state-3"))
+        manifest.write_text(manifest.read_text().replace(FORMAT, "bouquet-state-3"))
     code, _, errors = bouquet("simulate", "--resume", "my run", "--rounds", "2")
     assert code == 2
     assert "my run was begun by another version of Bouquet and cannot be resumed" in errors
