@@ -108,7 +108,7 @@ def train(told: Instruction, content: RecordDict, context: Context) -> TrainRepl
         steps=trained.steps,
         loss=trained.loss,
         seconds=trained.seconds,
-        bytes_up=len(reply.adapter),
+        bytes_up=reply.num_bytes,
     )
     return reply
 

@@ -164,8 +164,7 @@ def _admit(
     if came.control is not None:
         control = unpack(came.control, limits=limits_of(roster.shapes, asked.rank))
         _check_control(control, asked.rank, roster.shapes)
-    sent = [came.adapter, came.head or b"", came.control or b""]
-    return Reply(asked, adapter, came.metrics, sum(map(len, sent)), head, control)
+    return Reply(asked, adapter, came.metrics, came.num_bytes, head, control)
 
 
 def _check_control(control: Adapter, rank: int, shapes: Mapping[str, tuple[int, int]]) -> None:

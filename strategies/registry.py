@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -84,8 +84,9 @@ def make_strategy(name: str, **knobs: Value) -> Strategy:
     made = _found(name)
     prefix = f"strategy.{name}."
     values = {**knob_values(name), **{_kebab(knob): value for knob, value in knobs.items()}}
-    parse(_method(made), {prefix + knob: value for knob, value in values.items()}, prefix)
-    return made(**knobs)
+    keys = {prefix + knob: value for knob, value in values.items()}
+    method: Strategy = parse(_method(made), keys, prefix)
+    return method
 
 
 def knobs_in(name: str) -> list[tuple[str, type, Rule]]:
@@ -107,17 +108,22 @@ def promises(name: str) -> Properties | None:
 
 
 def strategy_names() -> list[str]:
-    """The names that there are: ours, then those of entry points."""
-    return [*STRATEGIES, *sorted(set(_entry_points()) - set(STRATEGIES))]
+    """The names that there are: ours, then those of entry points.
+
+    A package whose method cannot be loaded breaks nobody else's run: it is left out here, and says
+    why where it is named.
+    """
+    others = sorted(set(_entry_points()) - set(STRATEGIES))
+    return [*STRATEGIES, *(name for name in others if _loads(name))]
 
 
 def _found(name: str) -> Callable[..., Strategy]:
     if name in STRATEGIES:
         return STRATEGIES[name]
     if name in _entry_points():
-        return _checked(name, _entry_points()[name].load())
+        return _checked(name, _loaded(name, _entry_points()[name].load))
     if ":" in name:
-        return _checked(name, _imported(name))
+        return _checked(name, _loaded(name, lambda: _imported(name)))
     near = nearest(name, strategy_names())
     hint = f"; the nearest is {near[0]}" if near else ""
     raise UsageError(
@@ -126,19 +132,31 @@ def _found(name: str) -> Callable[..., Strategy]:
     )
 
 
-def _imported(name: str) -> object:
+def _imported(name: str) -> Any:
     """What stands at `package.module:Name`, in an installed package or the folder one works in."""
     module, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # last: nothing there hides what is installed
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _loaded(name: str, load: Callable[[], Any]) -> Any:
+    """What `load` finds; UsageError where it cannot be imported or is not there."""
     try:
-        found: object = getattr(importlib.import_module(module), attribute)
+        return load()
     except ImportError as error:
         raise UsageError(f"strategy {name!r} cannot be imported: {error}") from error
-    except AttributeError:
-        raise UsageError(f"strategy {name!r} is not there: {module} has no {attribute!r}") from None
-    return found
+    except AttributeError as error:
+        raise UsageError(f"strategy {name!r} is not there: {error}") from error
+
+
+def _loads(name: str) -> bool:
+    try:
+        _found(name)
+    except UsageError:
+        return False
+    return True
 
 
 def _checked(name: str, made: Any) -> Callable[..., Strategy]:
@@ -150,6 +168,16 @@ def _checked(name: str, made: Any) -> Callable[..., Strategy]:
             f"strategy {name!r} must be a frozen dataclass with the methods of "
             f"strategies.strategy.Strategy; it is {type(method).__name__}"
             + (f" without {', '.join(lacking)}" if lacking else "")
+        )
+    plain = [
+        entry.name
+        for entry in fields(method)
+        if "rule" not in entry.metadata or entry.default is MISSING
+    ]
+    if plain:
+        raise UsageError(
+            f"each field of strategy {name!r} is a knob, made by settings.keys.key with a sentence "
+            f"and a default; not so {listing(plain)}"
         )
     found: Callable[..., Strategy] = made
     return found

@@ -42,7 +42,7 @@ ROUNDING = 1e-6
 def begin_next_round(policy: str, before: GlobalModel, total: Delta) -> GlobalModel:
     """Split `total`, the new global model, into merged and start.
 
-    before: the global model that the round began from; its memory holds the `rank` of starts.
+    before: the global model that the round began from; its state holds the `rank` of starts.
     """
     rank = whole_number(before.state, "rank", total.rank)
     if policy == RANDOM:

@@ -269,6 +269,11 @@ class TrainReply:
     control: bytes | None = None
     """By how much the client's control variate changed, packed."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all that is packed in it."""
+        return sum(len(part) for part in (self.adapter, self.head, self.control) if part)
+
     def to_records(self) -> RecordDict:
         """The reply to a train message."""
         content: dict[str, Any] = {

@@ -69,6 +69,7 @@ def test_each_method_takes_its_knobs() -> None:
     assert make_strategy("flora-warm") == Flora(1.0, "global")
     assert make_strategy("flora-warm", energy=0.75) == Flora(0.75, "global")
     assert make_strategy("flora-warm", policy="keep-a") == Flora(1.0, "keep-a")
+    assert type(getattr(make_strategy("fedprox", mu=1), "mu", None)) is float
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,10 @@ class Mine(Strategy):
         return Aggregated(GlobalModel(start=mean(cohort.updates)))
 
 class Half: pass
+
+@dataclass(frozen=True)
+class Plain(Mine):
+    knob: float = 1.0
 """
 
 
@@ -208,10 +213,16 @@ def test_a_method_of_ones_own_is_named_by_its_entry_point(
     about = package / "site" / "mine-1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[bouquet.strategies]\nmine = my_methods:Mine\n")
+    points = "mine = my_methods:Mine\ngone = no_such:Thing\nabsent = my_methods:Nobody\n"
+    (about / "entry_points.txt").write_text(f"[bouquet.strategies]\n{points}")
     monkeypatch.syspath_prepend(str(package / "site"))
     monkeypatch.syspath_prepend(str(package))
     assert "mine" in strategy_names()
+    assert {"gone", "absent"} & set(strategy_names()) == set()  # and nobody else's run is broken
+    with pytest.raises(UsageError, match="'gone' cannot be imported: No module named 'no_such'"):
+        make_strategy("gone")
+    with pytest.raises(UsageError, match="'absent' is not there"):
+        make_strategy("absent")
     assert make_strategy("mine", shrink=0.5).properties.title == "Mine"
     assert promises("mine") == make_strategy("mine").properties
 
@@ -219,7 +230,8 @@ def test_a_method_of_ones_own_is_named_by_its_entry_point(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("my_methods:Yours", "my_methods has no 'Yours'"),
+        ("my_methods:Yours", "is not there: module 'my_methods' has no attribute 'Yours'"),
+        ("my_methods:Plain", "made by settings.keys.key with a .*; not so knob$"),
         ("no_methods:Mine", "cannot be imported: No module named 'no_methods'"),
         ("my_methods:Half", "must be a frozen dataclass .* without properties, begin, aggregate"),
     ],
